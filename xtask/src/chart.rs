@@ -13,11 +13,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
-use crate::run;
+use crate::release::Source;
 use crate::setup::{helm, prometheus};
 use crate::workspace::{Cache, Workspace};
+use crate::{dist, run};
 
-const CHART: &str = "deploy/helm/kwitness";
+/// Where it is.
+pub const CHART: &str = "deploy/helm/kwitness";
 const RULES: &str = "deploy/prometheus";
 const MANIFEST: &str = "deploy/kwitness.yaml";
 const MANIFEST_HEAD: &str = "# Written by `cargo xtask chart`: the chart deploy/helm/kwitness with its default values.\n\
@@ -72,6 +74,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, check: bool) -> Result<()> {
     let manifest = format!("{MANIFEST_HEAD}{}", chart.render(&["--set=namespace.create=true"])?);
     generated(MANIFEST, &manifest)?;
     check_privileges(&manifest)?;
+    chart.check_package(workspace, &manifest)?;
 
     let rendered = workspace.scratch("chart")?;
     let mut files = vec![workspace.root.join(MANIFEST)];
@@ -183,6 +186,16 @@ impl Chart {
         let path = self.directory.join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         serde_yaml_ng::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// What a release has of the chart renders the same.
+    fn check_package(&self, workspace: &Workspace, manifest: &str) -> Result<()> {
+        let package = workspace.scratch("chart-package")?.join("kwitness.tgz");
+        fs::write(&package, dist::chart(workspace, &Source::of_no_commit())?).context("write the package")?;
+        let packed = Self { directory: package, helm: self.helm.clone() };
+        let rendered = packed.render(&["--set=namespace.create=true"])?;
+        ensure!(manifest.ends_with(&rendered), "the packed chart renders something else");
+        Ok(())
     }
 
     /// The value set with everything on.

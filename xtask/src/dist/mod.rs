@@ -6,6 +6,7 @@
 //! | `kwitness_VERSION-1_ARCH.deb`, `kwitness-VERSION-1.ARCH.rpm` | the same below `/usr` |
 //! | `kwitness-VERSION-linux-ARCH.spdx.json` | what the program consists of |
 //! | `kubectl-kwitness-VERSION-SYSTEM-ARCH.tar.gz` | the kubectl plugin |
+//! | `kwitness-VERSION.tgz` | the Helm chart |
 //! | `kwitness.yaml` | the plugin's manifest for krew, if it is known where the archives will be |
 //! | `SHA256SUMS` | checksums of all the others |
 //!
@@ -29,6 +30,7 @@ use tar::{Builder, EntryType};
 
 use crate::architecture::Architecture;
 use crate::artifacts::PLUGIN;
+use crate::chart::CHART;
 use crate::image::LICENCES;
 use crate::release::{self, Platform, Source, WINDOWS};
 use crate::step::hex;
@@ -75,6 +77,7 @@ pub fn task(workspace: &Workspace, cache: &Cache, dist: &Dist) -> Result<()> {
     if dist.arch.is_empty() {
         platforms.push(WINDOWS);
     }
+    write(&to.join(format!("kwitness-{VERSION}.tgz")), &chart(workspace, &source)?)?;
     let mut plugins = Vec::new();
     for platform in platforms {
         let program = release::plugin(workspace, platform, &source)?;
@@ -140,6 +143,23 @@ fn plugin(root: &Path, source: &Source, platform: Platform, program: &Path) -> R
         files.push(((*name).to_owned(), 0o644, read(&root.join(name))?));
     }
     archive(source, files.iter().map(|(name, mode, bytes)| (name.clone(), *mode, &**bytes)))
+}
+
+/// The chart as `helm package` makes it, but the same bytes each time.
+pub fn chart(workspace: &Workspace, source: &Source) -> Result<Vec<u8>> {
+    let directory = workspace.root.join(CHART);
+    let mut files = Vec::new();
+    ebpf::list_files(&directory, &mut files)?;
+    files.sort();
+    let mut packed = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(&directory).context("a file of the chart")?;
+        // What .helmignore names.
+        if !path.starts_with("ci") {
+            packed.push((format!("kwitness/{}", path.display()), 0o644, read(&file)?));
+        }
+    }
+    archive(source, packed.iter().map(|(path, mode, bytes)| (path.clone(), *mode, &**bytes)))
 }
 
 /// A compressed tar of files, without owners, as old as the commit.

@@ -67,6 +67,8 @@ pub(super) fn stop_reason(stopped: &proto::Stopped) -> &'static str {
     }
 }
 
+pub(super) const OUTCOMES: &[&str] = &["accepted", "refused", "unknown"];
+
 /// A change without a write was found by reading.
 pub(super) fn outcome(write: Option<&proto::LimitWrite>) -> &'static str {
     match write.map(proto::LimitWrite::outcome) {

@@ -117,7 +117,12 @@ impl Workload {
             gaps: zeros(words::GAP_CAUSES),
             oom_kills: zeros(words::OOM_SCOPES),
             stops: zeros(words::STOP_REASONS),
-            limit_changes: BTreeMap::new(),
+            limit_changes: Resource::ALL
+                .into_iter()
+                .flat_map(|resource| {
+                    words::OUTCOMES.iter().map(move |of| ((resource.file().to_string(), *of), 0))
+                })
+                .collect(),
             start: Histogram::new(DURATIONS),
             enforcement: Resource::ALL.map(|_| Histogram::new(DURATIONS)),
             omitted: 0,

@@ -294,6 +294,16 @@ fn a_snapshot_stands_in_for_missed_events() {
 }
 
 #[test]
+fn changes_of_limits_that_have_verdicts_exist_from_the_start() {
+    let scraped = Fixture::new(ALL).scrape();
+    let changes = scraped.iter().filter(|(name, _)| name.starts_with("kwitness_limit_changes_total"));
+    let changes: Vec<_> = changes.collect();
+    assert_eq!(changes.len(), Resource::ALL.len() * words::OUTCOMES.len(), "{changes:?}");
+    assert!(changes.iter().all(|(_, count)| **count == 0.0), "{changes:?}");
+    assert!(scraped.contains_key(r#"kwitness_limit_changes_total{file="memory.max",outcome="refused"}"#));
+}
+
+#[test]
 fn what_an_earlier_daemon_counted_is_not_counted_again() {
     let mut fixture = Fixture::new(ALL);
     let (web, unnamed) = (named(1, "web"), subject(2, None));
