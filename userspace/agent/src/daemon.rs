@@ -145,7 +145,8 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         None => Past::none(place, capacity),
     };
     let (answer, answers) = mpsc::channel(ANSWERS);
-    let reader = LimitReader::start(cgroups.clone(), answer.clone())
+    let bounds = bounds(settings.tracked_capacity);
+    let reader = LimitReader::start(cgroups.clone(), bounds.cgroups, answer.clone())
         .context("cannot start the reader of limit files")?;
     metrics.reached(Stage::Scanning);
     let watching = watch.map(|watch| watch.run(probe.tracker(), answer.clone())).transpose();
@@ -154,7 +155,6 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     let sampling = sample_memory(config, &cgroups, &capabilities, &handle, &answer)?;
     let (resolver, resolving) = cri::start(config.runtime.clone(), answer);
     let verdicts = JudgeQueue::default();
-    let bounds = bounds(settings.tracked_capacity);
     let roots = Roots::new(settings.roots);
     let outside = Outside::new(cgroups.clone(), roots.clone());
     let scans = Scans::new(cgroups.clone(), roots, probe.tracker(), bounds.cgroups);

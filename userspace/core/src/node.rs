@@ -25,8 +25,8 @@ use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
     Action, CgroupId, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind,
-    LastVerdict, LimitFile, MemoryLevel, Observation, Output, Problem, Reading, Resource, Subject, Value,
-    VerdictScope,
+    LastVerdict, LimitFile, MemoryLevel, Observation, Output, Problem, Reading, Resource, State, Subject,
+    Value, VerdictScope,
 };
 use crate::pressure::{PressureCounters, PressureTracker};
 use crate::verdicts::VerdictTracker;
@@ -131,7 +131,7 @@ impl Node {
     }
 
     /// The containers in that scope whose cgroup exists, sandboxes included; see [`Lifecycle::subjects`].
-    pub fn subjects(&self, scope: &VerdictScope) -> Vec<Arc<Subject>> {
+    pub fn subjects(&self, scope: &VerdictScope) -> Vec<(Arc<Subject>, State)> {
         self.lifecycle.subjects(scope)
     }
 

@@ -107,7 +107,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>, reported: 
                 let lost = BTreeMap::from([("ring_full/task_exec".to_owned(), 3)]);
                 answer.send(Report { lost, containers: 1, ..Report::default() }).unwrap();
             }
-            Request::Subjects(_, answer) => answer.send(vec![subject()]).unwrap(),
+            Request::Subjects(_, answer) => answer.send(vec![(subject(), State::Created)]).unwrap(),
             Request::Judge(evidence, answer) => {
                 let mut node = Node::new(Bounds::default());
                 let judge = |evidence: Evidence| {

@@ -10,7 +10,8 @@ use std::time::Instant;
 use kwitness_core::model::{LimitFile, LimitsAnswer, Observation, ReadLimits, Reading, Value};
 use tokio::sync::mpsc;
 
-use super::search::Search;
+use super::search::{NotFound, Search};
+use super::turns::Turns;
 use super::{CgroupFs, Directory, gone};
 use crate::clock::Clock;
 
@@ -58,19 +59,29 @@ fn read_all(directory: &Directory) -> Option<Vec<(LimitFile, Reading)>> {
 /// The answer to a request that was made at `asked`.
 fn read(search: &mut Search, request: &ReadLimits, asked: Instant) -> LimitsAnswer {
     let began = Clock::read().now();
-    let found = search.find(request, asked);
-    let readings = found.as_ref().and_then(|(directory, _)| match request.limit_file {
-        Some(limit_file) => match read_limit_file(directory, limit_file) {
-            Reading::Gone => None,
-            reading => Some(vec![(limit_file, reading)]),
-        },
-        None => read_all(directory),
-    });
-    // What was read of a cgroup that is gone by now may be half of it.
-    let readings = readings.filter(|_| found.as_ref().is_some_and(|(directory, _)| directory.exists()));
+    let (readings, path) = match search.find(request, asked) {
+        Ok((directory, path)) => {
+            let readings = match request.limit_file {
+                Some(limit_file) => match read_limit_file(&directory, limit_file) {
+                    Reading::Gone => None,
+                    reading => Some(vec![(limit_file, reading)]),
+                },
+                None => read_all(&directory),
+            };
+            // What was read of a cgroup that is gone by now may be half of it.
+            (readings.filter(|_| directory.exists()), path.to_str().map(Arc::from))
+        }
+        Err(NotFound::Gone) => (None, None),
+        Err(NotFound::Beyond(most)) => {
+            let why: Arc<str> = format!("more than {most} cgroups to search").into();
+            let limit_files = LimitFile::all().filter(|of| request.limit_file.is_none_or(|only| only == *of));
+            let readings = limit_files.map(|limit_file| (limit_file, Reading::Unknown(Arc::clone(&why))));
+            (Some(readings.collect()), None)
+        }
+    };
     LimitsAnswer {
         cgroup: request.cgroup,
-        path: found.and_then(|(_, path)| Some(Arc::from(path.to_str()?))),
+        path,
         began,
         ended: Clock::read().now(),
         gone: readings.is_none(),
@@ -82,8 +93,8 @@ fn read(search: &mut Search, request: &ReadLimits, asked: Instant) -> LimitsAnsw
 /// Reads limit files on a thread of its own, so that the engine does not wait for a file.
 ///
 /// Nothing bounds the queue here but whoever asks: the core asks for each file, and for each cgroup as a whole, only once
-/// until it is answered. What has to be looked for comes last: it lies in a container, which decides how long that takes, and no
-/// other container's limits wait for it longer than for one walk.
+/// until it is answered. What has to be looked for comes last, in turns: it lies in a container, which decides how long that takes and
+/// how much there is of it.
 #[derive(Debug)]
 pub struct LimitReader {
     queue: Arc<Queue>,
@@ -102,22 +113,22 @@ struct Open {
     /// Whole cgroups.
     whole: VecDeque<(ReadLimits, Instant)>,
     /// One file or a whole cgroup, which lies where its path does not say.
-    sought: VecDeque<(ReadLimits, Instant)>,
+    sought: Turns,
     ended: bool,
 }
 
 impl Open {
-    fn queue(&mut self, request: &ReadLimits) -> &mut VecDeque<(ReadLimits, Instant)> {
+    fn push(&mut self, request: ReadLimits, asked: Instant) {
         match request.limit_file {
-            _ if request.inner || request.path.is_none() => &mut self.sought,
-            Some(_) => &mut self.files,
-            None => &mut self.whole,
+            _ if request.inner || request.path.is_none() => self.sought.push(request, asked),
+            Some(_) => self.files.push_back((request, asked)),
+            None => self.whole.push_back((request, asked)),
         }
     }
 
     fn next(&mut self) -> Option<(ReadLimits, Instant)> {
         let next = self.files.pop_front().or_else(|| self.whole.pop_front());
-        next.or_else(|| self.sought.pop_front())
+        next.or_else(|| self.sought.pop())
     }
 
     fn len(&self) -> usize {
@@ -126,16 +137,17 @@ impl Open {
 }
 
 impl LimitReader {
-    /// Starts the thread; it ends with the reader.
+    /// Starts the thread; it ends with the reader. In one container, no more than `most` cgroups are searched.
     ///
     /// # Errors
     /// No thread can be made.
-    pub fn start(cgroups: CgroupFs, answers: mpsc::Sender<Observation>) -> io::Result<Self> {
+    pub fn start(cgroups: CgroupFs, most: usize, answers: mpsc::Sender<Observation>) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let of_thread = Arc::clone(&queue);
         std::thread::Builder::new().name("limit-reader".to_owned()).spawn(move || {
             // Whoever writes limits in one container does not make the walk of another be made again.
-            let (mut of_files, mut of_whole) = (Search::new(cgroups.clone()), Search::new(cgroups));
+            let (mut of_files, mut of_whole) =
+                (Search::new(cgroups.clone(), most), Search::new(cgroups, most));
             while let Some((request, asked)) = of_thread.next() {
                 let search = if request.limit_file.is_some() { &mut of_files } else { &mut of_whole };
                 let answer = read(search, &request, asked);
@@ -154,7 +166,7 @@ impl LimitReader {
 
     /// Asks for a reading that begins after this call. Returns at once.
     pub fn ask(&self, request: ReadLimits) {
-        self.queue.lock().queue(&request).push_back((request, Instant::now()));
+        self.queue.lock().push(request, Instant::now());
         self.queue.changed.notify_one();
     }
 
@@ -195,7 +207,10 @@ mod tests {
     use kwitness_core::model::{Bound, CgroupId};
 
     use super::*;
-    use crate::cgroupfs::directory::testing::Nest;
+    use crate::cgroupfs::directory::testing::{Nest, opened};
+    use crate::cgroupfs::turns::TURN;
+
+    const MOST: usize = 1000;
 
     #[test]
     fn what_has_to_be_looked_for_keeps_no_other_waiting() {
@@ -213,10 +228,10 @@ mod tests {
             (4, false, Some(LimitFile::MemoryMax)),
         ] {
             let request = request(id, inner, file);
-            open.queue(&request).push_back((request, Instant::now()));
+            open.push(request, Instant::now());
         }
         let unknown = ReadLimits { path: None, ..request(5, false, Some(LimitFile::CpuMax)) };
-        open.queue(&unknown).push_back((unknown, Instant::now()));
+        open.push(unknown, Instant::now());
         assert_eq!(open.len(), 5);
         let order: Vec<_> = std::iter::from_fn(|| open.next()).map(|(request, _)| request.cgroup.0).collect();
         assert_eq!(order, [4, 3, 1, 2, 5]);
@@ -240,7 +255,7 @@ mod tests {
     }
 
     fn read(cgroups: &CgroupFs, request: &ReadLimits) -> LimitsAnswer {
-        super::read(&mut Search::new(cgroups.clone()), request, Instant::now())
+        super::read(&mut Search::new(cgroups.clone(), MOST), request, Instant::now())
     }
 
     fn request(cgroup: CgroupId, limit_file: Option<LimitFile>) -> ReadLimits {
@@ -297,6 +312,63 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_cgroup_that_was_not_searched_for_is_unknown_and_not_gone() {
+        let (root, cgroups, _) = tree();
+        let container = root.path().join("kubepods/podu/c");
+        (0..3).for_each(|number| fs::create_dir(container.join(number.to_string())).unwrap());
+        let mut search = Search::new(cgroups, 3);
+        for limit_file in [Some(LimitFile::MemoryMax), None] {
+            let request = ReadLimits {
+                cgroup: CgroupId(u64::MAX),
+                path: Some("/kubepods/podu/c".into()),
+                inner: true,
+                limit_file,
+            };
+            let answer = super::read(&mut search, &request, Instant::now());
+            assert!(!answer.gone);
+            let reading = answer.readings.iter().find(|(of, _)| *of == LimitFile::MemoryMax);
+            let why = Reading::Unknown("more than 3 cgroups to search".into());
+            assert_eq!(reading, Some(&(LimitFile::MemoryMax, why)));
+        }
+    }
+
+    /// Counted in directories that are opened until the other container's one is read.
+    #[test]
+    fn a_container_with_many_readings_delays_another_by_one_turn() {
+        const MANY: usize = 4 * TURN;
+        let (root, cgroups, _) = tree();
+        let inner = |container: &str, number: usize| {
+            let directory = root.path().join(format!("kubepods/podu/{container}/{number}"));
+            fs::create_dir_all(&directory).unwrap();
+            let path = Some(format!("/kubepods/podu/{container}").into());
+            let cgroup = CgroupId(fs::metadata(&directory).unwrap().ino());
+            ReadLimits { cgroup, path, inner: true, limit_file: Some(LimitFile::MemoryMax) }
+        };
+        let mut open = Open::default();
+        (0..MANY).for_each(|number| open.push(inner("hostile", number), Instant::now()));
+        let other = inner("other", 0);
+        open.push(other.clone(), Instant::now());
+        let mut search = Search::new(cgroups, 2 * MANY);
+        let before = opened();
+        let (mut read_first, mut all) = (0, 0);
+        let mut work = 0;
+        while let Some((request, asked)) = open.next() {
+            assert!(!super::read(&mut search, &request, asked).gone);
+            if request == other {
+                (read_first, work) = (all, opened() - before);
+            }
+            all += 1;
+        }
+        assert_eq!((read_first, all), (TURN, MANY + 1));
+        // A walk opens each of them, lists it and goes up again; a reading opens the container and its cgroup.
+        let bound = (4 * MANY + 4 * TURN + 20) as u64;
+        assert!(work <= bound, "{work} directories opened, more than {bound}");
+        // One walk for each turn, and no more.
+        let walks = (opened() - before) / (MANY as u64);
+        assert!(walks <= 4 * (MANY / TURN) as u64 + 4, "{walks}");
+    }
+
     /// Of a cgroup that no path of the kernel's reaches, too, with its path and without.
     #[test]
     fn the_limits_of_a_deep_cgroup_are_read() {
@@ -327,7 +399,7 @@ mod tests {
     async fn the_thread_answers_files_before_whole_cgroups_and_ends() {
         let (_root, cgroups, id) = tree();
         let (answer, mut answers) = mpsc::channel(1);
-        let reader = LimitReader::start(cgroups, answer).unwrap();
+        let reader = LimitReader::start(cgroups, MOST, answer).unwrap();
         reader.ask(request(id, None));
         reader.ask(request(id, Some(LimitFile::MemoryMax)));
         let mut whole = 0;

@@ -11,6 +11,7 @@ mod process;
 mod roots;
 mod scan;
 mod search;
+mod turns;
 pub mod usage_files;
 mod watch;
 

@@ -2,7 +2,8 @@
 //!
 //! A search remembers what its last walk met: the ten thousand cgroups that a container may have are found in one walk, where a
 //! walk for each would take time by the square of their number. What is remembered is a hint only; what is opened is checked. No
-//! cgroup of the v2 hierarchy moves, so one that a walk since the request did not meet is gone.
+//! cgroup of the v2 hierarchy moves, so one that a walk since the request did not meet is gone; unless there were more than a walk
+//! meets at most.
 //!
 //! How many there are, and how deep, the container decides. So a walk goes down by name and up by `..`: it takes time by the number
 //! of the cgroups, however deep they lie.
@@ -19,14 +20,22 @@ use kwitness_core::model::{CgroupId, ReadLimits};
 use super::directory::part_of_path;
 use super::{CgroupFs, Directory};
 
-/// Directories that a walk meets at most; what lies beyond is not found.
-const MOST: usize = 65_536;
-
 /// Searches for cgroups by id.
 #[derive(Debug)]
 pub(super) struct Search {
     cgroups: CgroupFs,
+    /// Directories that a walk meets at most.
+    most: usize,
     last: Option<Walked>,
+}
+
+/// Why a cgroup was not found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotFound {
+    /// It is no more.
+    Gone,
+    /// It may lie beyond what a walk meets: so many.
+    Beyond(usize),
 }
 
 /// What a walk met.
@@ -38,6 +47,8 @@ struct Walked {
     /// Each with its parent's place in here: whole paths would take too much memory. The first stands for the start.
     met: Vec<(usize, CString)>,
     places: HashMap<CgroupId, usize>,
+    /// There are more.
+    is_cut_off: bool,
 }
 
 /// A directory whose children are being met.
@@ -55,24 +66,28 @@ struct Here {
 }
 
 impl Search {
-    pub(super) fn new(cgroups: CgroupFs) -> Self {
-        Self { cgroups, last: None }
+    pub(super) fn new(cgroups: CgroupFs, most: usize) -> Self {
+        Self { cgroups, most, last: None }
     }
 
     /// The directory of the cgroup that a request made at `asked` is about, and its path from the root of the hierarchy.
-    pub(super) fn find(&mut self, request: &ReadLimits, asked: Instant) -> Option<(Directory, PathBuf)> {
+    pub(super) fn find(
+        &mut self,
+        request: &ReadLimits,
+        asked: Instant,
+    ) -> Result<(Directory, PathBuf), NotFound> {
         let start = Path::new(request.path.as_deref().unwrap_or("/"));
-        let top = self.open(start).ok()?;
-        if top.id().ok()? == request.cgroup {
-            return Some((top, start.to_owned()));
+        let top = self.open(start).map_err(|_| NotFound::Gone)?;
+        if top.id().map_err(|_| NotFound::Gone)? == request.cgroup {
+            return Ok((top, start.to_owned()));
         }
         let is_direct = request.path.is_some() && !request.inner;
         if is_direct {
-            return None;
+            return Err(NotFound::Gone);
         }
         if let Some(last) = self.last.as_ref().filter(|last| last.start == start) {
             let found = self.where_met(last, request.cgroup);
-            if found.is_some() || last.began >= asked {
+            if found.is_ok() || last.began >= asked {
                 return found;
             }
         }
@@ -92,10 +107,11 @@ impl Search {
     }
 
     /// A cgroup, if it is where that walk met it.
-    fn where_met(&self, walked: &Walked, cgroup: CgroupId) -> Option<(Directory, PathBuf)> {
-        let path = walked.path(*walked.places.get(&cgroup)?);
-        let directory = self.open(&path).ok()?;
-        (directory.id().ok()? == cgroup).then_some((directory, path))
+    fn where_met(&self, walked: &Walked, cgroup: CgroupId) -> Result<(Directory, PathBuf), NotFound> {
+        let not_met = if walked.is_cut_off { NotFound::Beyond(self.most) } else { NotFound::Gone };
+        let path = walked.path(*walked.places.get(&cgroup).ok_or(not_met)?);
+        let directory = self.open(&path).ok().filter(|it| it.id().is_ok_and(|id| id == cgroup));
+        Ok((directory.ok_or(NotFound::Gone)?, path))
     }
 
     fn walk(&self, start: &Path) -> Walked {
@@ -104,12 +120,13 @@ impl Search {
             began: Instant::now(),
             met: vec![(0, CString::default())],
             places: HashMap::new(),
+            is_cut_off: false,
         };
         let Ok(top) = self.open(start) else { return walked };
-        let mut levels: Vec<Level> = walked.meet(0, &top).into_iter().collect();
+        let mut levels: Vec<Level> = walked.meet(0, &top, self.most).into_iter().collect();
         let mut here = Here { directory: top, depth: 0 };
         while let Some(level) = levels.last_mut()
-            && walked.met.len() < MOST
+            && !walked.is_cut_off
         {
             let Some(place) = level.children.next() else {
                 levels.pop();
@@ -123,7 +140,7 @@ impl Search {
             }
             // What went away meanwhile is not there.
             let Ok(directory) = here.directory.child(&walked.met[place].1) else { continue };
-            if let Some(level) = walked.meet(place, &directory) {
+            if let Some(level) = walked.meet(place, &directory, self.most) {
                 levels.push(level);
                 here = Here { directory, depth: depth + 1 };
             }
@@ -154,11 +171,16 @@ impl Search {
 }
 
 impl Walked {
-    /// Meets what is in the directory at that place; none: it cannot be read, or there is nothing.
-    fn meet(&mut self, place: usize, directory: &Directory) -> Option<Level> {
+    /// Meets what is in the directory at that place, up to that number in all; none: it cannot be read, or there is nothing.
+    fn meet(&mut self, place: usize, directory: &Directory, most: usize) -> Option<Level> {
         let (id, entries) = (directory.id().ok()?, directory.entries().ok()?);
         let first = self.met.len();
-        for entry in entries.into_iter().filter(|entry| entry.is_directory).take(MOST.saturating_sub(first)) {
+        for entry in entries.into_iter().filter(|entry| entry.is_directory) {
+            // The first stands for the start.
+            if self.met.len() > most {
+                self.is_cut_off = true;
+                break;
+            }
             self.places.insert(entry.id, self.met.len());
             self.met.push((place, entry.name));
         }
@@ -190,7 +212,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let container = root.path().join("kubepods/podu/c");
         names.iter().for_each(|name| fs::create_dir_all(container.join(name)).unwrap());
-        let search = Search::new(CgroupFs::at(root.path()));
+        let search = Search::new(CgroupFs::at(root.path()), 1000);
         (root, container, search)
     }
 
@@ -203,7 +225,7 @@ mod tests {
     }
 
     fn found(search: &mut Search, cgroup: CgroupId, asked: Instant) -> Option<String> {
-        let (directory, path) = search.find(&request(cgroup), asked)?;
+        let (directory, path) = search.find(&request(cgroup), asked).ok()?;
         assert_eq!(directory.id().unwrap(), cgroup);
         path.to_str().map(str::to_owned)
     }
@@ -244,6 +266,26 @@ mod tests {
         assert!(found(&mut search, innermost, asked).is_some());
         // Down, the list of what is there, and up; then the innermost itself, by its names.
         assert!(opened() - before < 6 * DEPTH, "{} directories opened", opened() - before);
+    }
+
+    #[test]
+    fn what_lies_beyond_the_bound_of_a_walk_is_not_said_to_be_gone() {
+        let (_root, container, mut search) = container(&["a/1", "b", "c"]);
+        let all = ["a", "a/1", "b", "c"].map(|name| id(&container.join(name)));
+        let mut not_found = |most, cgroup, asked| {
+            search.most = most;
+            search.find(&request(cgroup), asked).err()
+        };
+        let missing = CgroupId(u64::MAX);
+        assert!(all.iter().all(|cgroup| not_found(4, *cgroup, Instant::now()).is_none()), "as many as fit");
+        assert_eq!(not_found(4, missing, Instant::now()), Some(NotFound::Gone));
+        let asked = Instant::now();
+        let beyond = all.iter().filter(|cgroup| not_found(3, **cgroup, asked).is_some()).count();
+        assert_eq!(beyond, 0, "what the last walk met is found without another");
+        assert_eq!(not_found(3, missing, Instant::now()), Some(NotFound::Beyond(3)));
+        let beyond = all.map(|cgroup| not_found(3, cgroup, asked));
+        let of = |why| beyond.iter().filter(|found| **found == why).count();
+        assert_eq!((of(None), of(Some(NotFound::Beyond(3)))), (3, 1), "{beyond:?}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kwitness_core::journal::Position;
 use kwitness_core::model::{
     ContainerId, ContainerState, Evidence, Judged, KernelTime, LastVerdict, MemoryLevel, Observation,
-    Problem, ScanReason, Subject, VerdictScope,
+    Problem, ScanReason, State, Subject, VerdictScope,
 };
 use kwitness_core::node::LevelsRevision;
 use kwitness_service::metrics::Histogram;
@@ -55,7 +55,7 @@ pub(crate) enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     State(oneshot::Sender<(Snapshot, Vec<LastVerdict>)>),
     Report(oneshot::Sender<Report>),
-    Subjects(VerdictScope, oneshot::Sender<Vec<Arc<Subject>>>),
+    Subjects(VerdictScope, oneshot::Sender<Vec<(Arc<Subject>, State)>>),
     MemoryLevels(Option<LevelsRevision>, oneshot::Sender<Option<(LevelsRevision, Vec<MemoryLevel>)>>),
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
     Known(Vec<ContainerId>, oneshot::Sender<Vec<bool>>),
@@ -105,11 +105,11 @@ impl Handle {
         self.ask(Request::Report).await
     }
 
-    /// The containers in that scope whose cgroup exists, sandboxes included.
+    /// The containers in that scope whose cgroup exists, sandboxes included, each with how far its life has come.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn subjects(&self, scope: VerdictScope) -> Result<Vec<Arc<Subject>>, Stopped> {
+    pub async fn subjects(&self, scope: VerdictScope) -> Result<Vec<(Arc<Subject>, State)>, Stopped> {
         self.ask(|answer| Request::Subjects(scope, answer)).await
     }
 

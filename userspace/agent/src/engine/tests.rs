@@ -111,7 +111,7 @@ fn parts<P: Probe>(
         outside: Outside::by(|_| Ok(BTreeMap::new())),
         writer,
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
-        reader: LimitReader::start(CgroupFs::at(tree.path()), answer).unwrap(),
+        reader: LimitReader::start(CgroupFs::at(tree.path()), 1000, answer).unwrap(),
         watch: None,
         verdicts: JudgeQueue::default(),
         sampling: None,

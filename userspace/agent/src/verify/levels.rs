@@ -20,6 +20,8 @@ const LOOKED_AT: usize = 64;
 /// What was read for one limit.
 #[derive(Debug)]
 pub(super) struct Levels {
+    /// The id of the requested one.
+    pub(super) cgroup: CgroupId,
     /// From the innermost to the root.
     pub(super) levels: Vec<Level>,
     /// Which of them is the requested one.
@@ -41,15 +43,17 @@ impl Files {
     }
 }
 
-/// The levels of the cgroup of that path.
+/// The levels of the cgroup of that path and id, or of whichever is there; none: none is.
 pub(super) fn read(
     cgroups: &CgroupFs,
     files: &mut Files,
     path: &str,
-    id: CgroupId,
+    id: Option<CgroupId>,
     resource: Resource,
-) -> Levels {
+) -> Option<Levels> {
     let directory = cgroups.open(path).ok();
+    let found = directory.as_ref().and_then(|directory| directory.id().ok());
+    let cgroup = id.or(found)?;
     let mut level = |path: &str, role| Level {
         path: Arc::from(if path.is_empty() { "/" } else { path }),
         role,
@@ -67,7 +71,7 @@ pub(super) fn read(
     let own = levels.len();
     levels.extend(upwards(path).map(|path| level(path, role(path))));
     // Another cgroup by that name is not the requested one.
-    let directory = directory.filter(|directory| directory.id().is_ok_and(|found| found == id));
+    let directory = directory.filter(|_| found == Some(cgroup));
     if directory.is_none() {
         levels[own].reading = Reading::Gone;
     }
@@ -78,7 +82,7 @@ pub(super) fn read(
         // More than `memory.high` is how that limit works: whoever takes it is slowed down.
         Resource::Cpu | Resource::CpuWeight | Resource::MemoryHigh => None,
     };
-    Levels { levels, own, inner: inner_id, usage }
+    Some(Levels { cgroup, levels, own, inner: inner_id, usage })
 }
 
 /// The name of the cgroup that crun makes inside a container's, for systemd to keep out of, and puts all of its processes into:
@@ -104,10 +108,9 @@ pub(crate) fn inner(container: &Directory) -> Option<CString> {
     }
 }
 
-/// The pod's cgroup around a container's: its path and its id, if it is there.
-pub(super) fn pod_around(cgroups: &CgroupFs, path: &str) -> Option<(Arc<str>, CgroupId)> {
-    let pod = upwards(path).find(|path| matches!(classify(path), Placement::Pod(_)))?;
-    Some((Arc::from(pod), cgroups.open(pod).ok()?.id().ok()?))
+/// The path of the pod's cgroup around a container's.
+pub(super) fn pod_around(path: &str) -> Option<&str> {
+    upwards(path).find(|path| matches!(classify(path), Placement::Pod(_)))
 }
 
 /// The path, its parent's, and so on to the root's, which is empty.
@@ -161,7 +164,8 @@ mod tests {
         let cgroups = CgroupFs::at(root.path());
         let id = id_of(own);
 
-        let read_all = read(&cgroups, &mut Files::default(), &container, id, Resource::Memory);
+        let read = |path, id| super::read(&cgroups, &mut Files::default(), path, id, Resource::Memory);
+        let read_all = read(&container, Some(id)).unwrap();
         let found: Vec<_> =
             read_all.levels.iter().map(|level| (level.role, level.reading.to_string())).collect();
         assert_eq!(
@@ -180,11 +184,11 @@ mod tests {
         assert_eq!(read_all.levels[1].reading, Reading::Is(Value::Bound(Bound::At(4096))));
         assert_eq!(&*read_all.levels[5].path, "/");
 
-        let (path, pod_id) = pod_around(&cgroups, &container).unwrap();
-        assert_eq!((&*path, pod_id), (pod, id_of(own.parent().unwrap())));
-        let another =
-            read(&cgroups, &mut Files::default(), &container, CgroupId(id.0 + 1_000_000), Resource::Memory);
+        let another = read(&container, Some(CgroupId(id.0 + 1_000_000))).unwrap();
         assert_eq!(another.levels[1].reading, Reading::Gone);
+        let path = pod_around(&container).unwrap();
+        assert_eq!((path, read(path, None).unwrap().cgroup), (pod, id_of(own.parent().unwrap())));
+        assert!(read("/kubepods/burstable/podv", None).is_none());
     }
 
     #[test]

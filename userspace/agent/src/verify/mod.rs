@@ -15,6 +15,7 @@ mod kubelet;
 mod levels;
 mod prove;
 mod runtime;
+mod targets;
 mod wait;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,11 +25,9 @@ use std::time::Duration;
 
 use kwitness_core::cgroup_path::is_machine;
 use kwitness_core::model::{
-    ApiComparison, ApiView, CgroupId, ContainerId, ContainerType, DesiredLimit, Evidence, Judged, KernelTime,
-    NotCompared, PodUid, Reading, Requester, Resource, RuntimeFacts, Source, Subject, Verdict, VerdictScope,
-    Wanted,
+    ApiComparison, ContainerId, ContainerType, Evidence, Judged, KernelTime, NotCompared, PodUid, Reading,
+    Requester, RuntimeFacts, State, Subject, Verdict, VerdictScope,
 };
-use kwitness_core::verdicts::kubernetes::is_compared;
 use kwitness_core::verdicts::proof::{Interval, Proof};
 
 use crate::cgroupfs::CgroupFs;
@@ -42,6 +41,8 @@ use crate::reported::desired::{self, Desired};
 use kubelet::{Checkpoint, CheckpointFile};
 use kwitness_api::proto;
 use runtime::RuntimeLimits;
+use targets::Target;
+use wait::STATUS_AGE;
 
 pub(crate) use levels::inner as inner_cgroup;
 
@@ -78,16 +79,30 @@ impl VerifyReport {
         self.judged.iter().all(|(_, judged)| judged.judgement.verdict == Verdict::InForce)
     }
 
-    /// The pods of which the Kubernetes API says something else than the kernel, as far as it was only watched.
-    fn unconfirmed(&self) -> BTreeSet<Arc<str>> {
+    /// The pods of which the Kubernetes API says something else than the kernel, as far as it was only watched; and what of them is
+    /// to be judged again. Where pods have no cgroups of their own, that is each container by itself.
+    fn unconfirmed(&self) -> BTreeMap<PodUid, BTreeSet<VerdictScope>> {
         const UNCONFIRMED: ApiComparison = ApiComparison::NotCompared(NotCompared::Unconfirmed);
-        let pod = |(subject, judged): &(Option<Arc<Subject>>, Judged)| {
-            let pod = judged.pod.as_ref().map(|names| &names.pod.uid);
-            let uid = pod.or_else(|| subject.as_ref().and_then(|subject| pod_uid(subject)))?;
-            let is_unconfirmed = judged.kubernetes.as_ref()?.comparison == UNCONFIRMED;
-            is_unconfirmed.then(|| uid.0.clone())
-        };
-        self.judged.iter().filter_map(pod).collect()
+        let mut unconfirmed: BTreeMap<PodUid, BTreeSet<VerdictScope>> = BTreeMap::new();
+        for (subject, judged) in &self.judged {
+            let subject = subject.as_deref();
+            if !judged.kubernetes.as_ref().is_some_and(|view| view.comparison == UNCONFIRMED) {
+                continue;
+            }
+            let of_pod = |uid: &PodUid| Some((uid.clone(), VerdictScope::Pod(uid.clone())));
+            let again = match subject {
+                None => judged.pod.as_ref().and_then(|names| of_pod(&names.pod.uid)),
+                Some(Subject { pod: Some(pod), .. }) => of_pod(&pod.uid),
+                Some(subject) => {
+                    let scope = VerdictScope::Container(subject.container_id.clone());
+                    pod_uid(subject).map(|uid| (uid.clone(), scope))
+                }
+            };
+            if let Some((uid, scope)) = again {
+                unconfirmed.entry(uid).or_default().insert(scope);
+            }
+        }
+        unconfirmed
     }
 
     /// Puts newer verdicts of some containers and pods in the place of older ones; of two looks at the same, the later counts. All
@@ -115,47 +130,27 @@ pub enum VerifyError {
     Stopped(#[from] Stopped),
 }
 
-/// A limit that is to be judged.
-struct Target {
-    subject: Option<Arc<Subject>>,
-    pod: Option<Arc<str>>,
-    path: Arc<str>,
-    cgroup: CgroupId,
-    resource: Resource,
-    desired: Vec<DesiredLimit>,
-    /// See [`Evidence::may_be_less`].
-    may_be_less: bool,
-}
-
-impl Target {
-    /// What the Kubernetes API says of it; none: it has no say.
-    fn view(&self, kubernetes: &Kubernetes) -> Option<ApiView> {
-        let uid = self.pod.as_deref().filter(|_| is_compared(self.resource))?;
-        let container = self.subject.as_ref().map(|subject| {
-            let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
-            (&*subject.container_id.0, name)
-        });
-        Some(kubernetes.view(uid, container, self.resource))
-    }
-}
+/// A container, and how far its life has come.
+type App = (Arc<Subject>, State);
 
 /// Whose limits are judged.
 struct Subjects {
     /// The containers.
-    apps: Vec<Arc<Subject>>,
+    apps: Vec<App>,
     /// The sandboxes of their pods, which the limits of a pod are requested for.
     sandboxes: Vec<Arc<Subject>>,
 }
 
 impl Subjects {
-    fn new(all: Vec<Arc<Subject>>, wants: impl Fn(&Subject) -> bool) -> Self {
-        let (sandboxes, apps): (Vec<_>, Vec<_>) = all.into_iter().partition(|subject| is_sandbox(subject));
-        Self { apps: apps.into_iter().filter(|subject| wants(subject)).collect(), sandboxes }
+    fn new(all: Vec<App>, wants: impl Fn(&Subject) -> bool) -> Self {
+        let (sandboxes, apps): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(subject, _)| is_sandbox(subject));
+        Self {
+            apps: apps.into_iter().filter(|(subject, _)| wants(subject)).collect(),
+            sandboxes: sandboxes.into_iter().map(|(subject, _)| subject).collect(),
+        }
     }
 }
-
-/// A pod's containers, each with what is desired for it.
-type Members = Vec<(Arc<Subject>, Vec<Desired>)>;
 
 /// What the sources say.
 #[derive(Default)]
@@ -230,7 +225,7 @@ impl Verifier {
             return Ok(());
         }
         let subjects = self.engine.subjects(VerdictScope::All).await?;
-        let there: BTreeSet<&str> = subjects.iter().map(|subject| &*subject.container_id.0).collect();
+        let there: BTreeSet<&str> = subjects.iter().map(|(subject, _)| &*subject.container_id.0).collect();
         requests.keep(&there, now());
         guard.keep(&there);
         Ok(())
@@ -251,11 +246,11 @@ impl Verifier {
         let mut report = self.wait(filter, wanted, wait).await?;
         if let Some(kubernetes) = &self.kubernetes {
             let waits_for_its_own = !wait.is_zero() && is_own(wanted);
-            let pods = report.unconfirmed();
-            let reads = !waits_for_its_own && !pods.is_empty();
+            let unconfirmed = report.unconfirmed();
+            let reads = !waits_for_its_own && !unconfirmed.is_empty();
             if reads {
-                kubernetes.confirm(pods).await;
-                report = self.look_last(filter, wanted).await?;
+                kubernetes.confirm(unconfirmed.keys().map(|pod| pod.0.clone()).collect()).await;
+                self.look_again(filter, wanted, unconfirmed, &mut report).await?;
             }
             report.unavailable.extend(kubernetes.unavailable(reads).map(|why| format!("kubernetes: {why}")));
         }
@@ -265,6 +260,36 @@ impl Verifier {
     /// Judges those that pass the filter as they are now, for good.
     async fn look_last(&self, filter: &Filter, wanted: &proto::Wanted) -> Result<VerifyReport, VerifyError> {
         self.look(Look { filter, wanted, deadline: None }, VerdictScope::All, Duration::ZERO).await
+    }
+
+    /// Judges what was unconfirmed once more, and nothing else: its pods have been read since.
+    async fn look_again(
+        &self,
+        filter: &Filter,
+        wanted: &proto::Wanted,
+        unconfirmed: BTreeMap<PodUid, BTreeSet<VerdictScope>>,
+        report: &mut VerifyReport,
+    ) -> Result<(), VerifyError> {
+        let mut unavailable = std::mem::take(&mut report.unavailable);
+        let mut looks = Vec::new();
+        for scope in unconfirmed.into_values().flatten() {
+            match self.look(Look { filter, wanted, deadline: None }, scope, STATUS_AGE).await {
+                Ok(newer) => {
+                    for why in &newer.unavailable {
+                        if !unavailable.contains(why) {
+                            unavailable.push(why.clone());
+                        }
+                    }
+                    looks.push(newer);
+                }
+                // It has ended meanwhile.
+                Err(VerifyError::NoContainer) => {}
+                Err(stopped) => return Err(stopped),
+            }
+        }
+        report.renew(looks);
+        report.unavailable = unavailable;
+        Ok(())
     }
 
     /// Judges those in the scope that pass the filter, once.
@@ -293,12 +318,12 @@ impl Verifier {
     /// Queries all sources; the runtime's status may be so old.
     async fn sources(&self, subjects: &Subjects, status_age: Duration) -> Sources {
         let mut sources = Sources::default();
-        let ids = subjects.apps.iter().map(|subject| subject.container_id.clone()).collect();
+        let ids = subjects.apps.iter().map(|(subject, _)| subject.container_id.clone()).collect();
         let (runtime, failure) = self.runtime.of(ids, status_age).await;
         sources.runtime = runtime;
         sources.unavailable.extend(failure.map(|error| format!("runtime: {error}")));
         // After the runtime: a call that it has answered is known by then, or will soon be.
-        for subject in &subjects.apps {
+        for (subject, _) in &subjects.apps {
             let id = &subject.container_id.0;
             sources.requested.insert(id.clone(), self.reported.requests().desired(id));
         }
@@ -308,7 +333,7 @@ impl Verifier {
             sources.pods_requested.entry(pod.uid.0.clone()).or_default().extend(desired);
         }
         let (allocated, actuated) = tokio::join!(self.allocated.read(), self.actuated.read());
-        let pods: BTreeSet<_> = subjects.apps.iter().filter_map(|subject| pod_uid(subject)).collect();
+        let pods: BTreeSet<_> = subjects.apps.iter().filter_map(|(subject, _)| pod_uid(subject)).collect();
         for (read, checkpoint) in [(allocated, &mut sources.allocated), (actuated, &mut sources.actuated)] {
             match read {
                 Ok(read) => {
@@ -320,72 +345,6 @@ impl Verifier {
             }
         }
         sources
-    }
-
-    fn targets(
-        &self,
-        subjects: &[Arc<Subject>],
-        of_client: &[Desired],
-        sources: &Sources,
-        pods: bool,
-    ) -> Vec<Target> {
-        let at = now();
-        let mut targets = Vec::new();
-        let mut by_pod: BTreeMap<Arc<str>, Members> = BTreeMap::new();
-        for subject in subjects {
-            let mut all = of_client.to_vec();
-            let id = &subject.container_id;
-            all.extend(sources.runtime.get(id).into_iter().flat_map(|of| of.iter()).copied());
-            all.extend(sources.requested.get(&id.0).into_iter().flatten().copied());
-            all.extend(self.reported.guard().desired(id));
-            // Of itself the guard desires none: for the time of a hold it lowers what another source may desire.
-            let is_high = |(resource, _): &(Resource, _)| *resource == Resource::MemoryHigh;
-            if let Some(lowered) = self.reported.guard().high(id, at).filter(|_| all.iter().any(is_high)) {
-                all.retain(|desired| !is_high(desired));
-                all.push(lowered);
-            }
-            let name = subject.facts.as_ref().and_then(|facts| facts.name.as_deref());
-            if let (Some(uid), Some(name)) = (pod_uid(subject), name) {
-                let uid = &*uid.0;
-                all.extend(sources.allocated.container(uid, name, Source::KubeletAllocated));
-                all.extend(sources.actuated.container(uid, name, Source::KubeletActuated));
-            }
-            let (path, cgroup) = (&subject.cgroup_path, subject.cgroup_id);
-            targets.extend(about_one(&all, Some(subject), path, cgroup));
-            if let Some(pod) = &subject.pod {
-                by_pod.entry(pod.uid.0.clone()).or_default().push((subject.clone(), all));
-            }
-        }
-        for (uid, members) in by_pod.into_iter().filter(|_| pods) {
-            let Some((first, _)) = members.first() else { continue };
-            let Some((path, cgroup)) = levels::pod_around(&self.cgroups, &first.cgroup_path) else {
-                continue;
-            };
-            let desired: Vec<Vec<Desired>> = members.into_iter().map(|(_, desired)| desired).collect();
-            let mut all = sources.allocated.pod(&uid, Source::KubeletAllocated);
-            all.extend(sources.actuated.pod(&uid, Source::KubeletActuated));
-            // The limits of its containers may be more together than the pod's own.
-            let of_kubelet: Vec<Resource> = all.iter().map(|(resource, _)| *resource).collect();
-            all.extend(sources.pods_requested.get(&uid).into_iter().flatten().copied());
-            let of_all: Vec<Resource> = all.iter().map(|(resource, _)| *resource).collect();
-            for source in
-                [Source::KubeletAllocated, Source::KubeletActuated, Source::CriRequest, Source::Runtime]
-            {
-                let sums = desired::of_pod(source, &desired);
-                let is_kubelets = matches!(source, Source::KubeletAllocated | Source::KubeletActuated);
-                let whole = if is_kubelets { &of_kubelet } else { &of_all };
-                all.extend(sums.into_iter().filter(|(resource, _)| !whole.contains(resource)));
-            }
-            let records = sources.allocated.records_pod(&uid) || sources.actuated.records_pod(&uid);
-            let of_pod = about_one(&all, None, &path, cgroup);
-            targets.extend(of_pod.map(|target| Target {
-                pod: Some(uid.clone()),
-                may_be_less: !records && !of_kubelet.contains(&target.resource),
-                ..target
-            }));
-        }
-        targets.sort_by(|a, b| (&a.path, a.resource).cmp(&(&b.path, b.resource)));
-        targets
     }
 
     /// Gathers what the files say, and has the engine judge all of it at once.
@@ -406,11 +365,11 @@ impl Verifier {
                 let kubernetes = kubernetes.as_ref().and_then(|source| target.view(source));
                 // A pod's limits are the kubelet's own: no request sets them.
                 let unobserved = if target.subject.is_some() { unobserved.clone() } else { Vec::new() };
-                let read = levels::read(&cgroups, &mut files, &target.path, target.cgroup, target.resource);
+                let read = levels::read(&cgroups, &mut files, &target.path, target.cgroup, target.resource)?;
                 let evidence = Evidence {
                     requester,
                     at: now(),
-                    cgroup: target.cgroup,
+                    cgroup: read.cgroup,
                     inner: read.inner,
                     resource: target.resource,
                     desired: target.desired,
@@ -423,9 +382,9 @@ impl Verifier {
                     page,
                     kubernetes,
                 };
-                (target.subject, evidence)
+                Some((target.subject, evidence))
             };
-            targets.into_iter().map(gather).unzip()
+            targets.into_iter().filter_map(gather).unzip()
         });
         // A panic while reading is an error of ours, and nothing that was read.
         let (subjects, evidence): (Vec<_>, Vec<_>) = gathered.await.map_err(|_| Stopped)?;
@@ -435,24 +394,6 @@ impl Verifier {
         let kept = |(_, judged): &(_, Judged)| requester == Requester::Client || !is_gone(judged);
         Ok(subjects.into_iter().zip(judged).filter(kept).collect())
     }
-}
-
-/// A target for each resource that any source names a desired limit of.
-fn about_one<'a>(
-    desired: &'a [Desired],
-    subject: Option<&'a Arc<Subject>>,
-    path: &'a Arc<str>,
-    cgroup: CgroupId,
-) -> impl Iterator<Item = Target> + 'a {
-    Resource::ALL.into_iter().filter_map(move |resource| {
-        let desired: Vec<DesiredLimit> =
-            desired.iter().filter(|(of, _)| *of == resource).map(|(_, desired)| *desired).collect();
-        let pod = subject.and_then(|subject| pod_uid(subject)).map(|uid| uid.0.clone());
-        let (subject, path) = (subject.cloned(), path.clone());
-        let target = Target { subject, pod, path, cgroup, resource, desired, may_be_less: false };
-        // What only explains a file is nothing to judge it by.
-        target.desired.iter().any(|desired| desired.wanted != Wanted::NoQuotaSent).then_some(target)
-    })
 }
 
 /// Whether a client desires limits of its own.

@@ -5,17 +5,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kwitness_core::model::{CgroupId, Judged, Resource};
+use kwitness_core::model::{CgroupId, Judged, Judgement, Reading, Resource};
 use kwitness_core::verdicts::proof::{Interval, Proof, UsageCounters};
 use procfs::Current as _;
 use tokio::time::Instant;
 
 use super::{Verifier, VerifyReport, levels, now};
+use crate::cgroupfs::limit_files::read_limit_file;
 use crate::cgroupfs::usage_files::{Amount, Counters};
 use crate::cgroupfs::{CgroupFs, Directory};
 use crate::engine::Stopped;
 
-/// Looks at what is charged, in the interval: often enough to see it fall below a limit.
+/// Looks at what is charged and at the limit itself, in the interval: often enough to see usage fall below a limit.
 const LOOKS: u32 = 20;
 
 /// A limit whose usage is watched.
@@ -23,6 +24,10 @@ struct Watched {
     path: Arc<str>,
     cgroup: CgroupId,
     resource: Resource,
+    /// What the limit file said when it was judged.
+    limit: Reading,
+    /// What `cpu.max.burst` says at first, of a limit of CPU time.
+    burst: Option<u64>,
     seen: Interval,
 }
 
@@ -36,11 +41,13 @@ impl Verifier {
         let limits: Vec<_> = report
             .judged
             .iter()
-            .map(|(_, judged)| (judged.path.clone(), judged.cgroup, judged.judgement.resource))
+            .map(|(_, judged)| (judged.path.clone(), judged.cgroup, judged.judgement.clone()))
             .collect();
         let prepared = tokio::task::spawn_blocking(move || {
             let cpus = cpus_online();
-            let watched = |(path, cgroup, resource)| Watched::new(&cgroups, path, cgroup, resource, cpus);
+            let watched = |(path, cgroup, judgement): (_, _, Judgement)| {
+                Watched::new(&cgroups, path, cgroup, judgement.resource, judgement.in_force, cpus)
+            };
             limits.into_iter().map(watched).collect::<Vec<_>>()
         });
         // A panic while reading is an error of ours, and nothing that was read.
@@ -70,14 +77,15 @@ fn cpus_online() -> u64 {
 }
 
 impl Watched {
-    fn new(cgroups: &CgroupFs, path: Arc<str>, cgroup: CgroupId, resource: Resource, cpus: u64) -> Self {
-        let burst = match resource {
-            Resource::Cpu => {
-                let directory = cgroups.open(&path).ok();
-                directory.and_then(|directory| Amount::read(&directory, "cpu.max.burst").number())
-            }
-            _ => None,
-        };
+    fn new(
+        cgroups: &CgroupFs,
+        path: Arc<str>,
+        cgroup: CgroupId,
+        resource: Resource,
+        limit: Reading,
+        cpus: u64,
+    ) -> Self {
+        let burst = cgroups.open(&path).ok().and_then(|directory| burst(&directory, resource));
         let at = now();
         let seen = Interval {
             from: at,
@@ -87,8 +95,9 @@ impl Watched {
             memory: None,
             burst: burst.unwrap_or(0),
             cpus,
+            limit_changed: false,
         };
-        Self { path, cgroup, resource, seen }
+        Self { path, cgroup, resource, limit, burst, seen }
     }
 
     fn look(&mut self, cgroups: &CgroupFs, is_first: bool, is_last: bool) {
@@ -115,6 +124,19 @@ impl Watched {
             // After the reading: what was used until then had at least that long.
             self.seen.to = now();
         }
+        // After what was used: the limit that held it is this one, or the one before.
+        let limit = read_limit_file(&directory, self.resource.file());
+        let is_readable = matches!(limit, Reading::Is(_) | Reading::Absent);
+        self.seen.limit_changed |= is_readable && limit != self.limit;
+        self.seen.limit_changed |= burst(&directory, self.resource) != self.burst;
+    }
+}
+
+/// `cpu.max.burst` in microseconds, of a limit of CPU time; none: there is none.
+fn burst(directory: &Directory, resource: Resource) -> Option<u64> {
+    match resource {
+        Resource::Cpu => Amount::read(directory, "cpu.max.burst").number(),
+        _ => None,
     }
 }
 
@@ -154,6 +176,47 @@ mod tests {
             None => 1,
         };
         assert_eq!(cpus_online(), online.trim().split(',').map(of).sum::<u64>());
+    }
+
+    /// Watches CPU time and memory of a scope while its files change; whether a change of each limit was noticed.
+    fn watched_while(change: impl FnOnce(&std::path::Path)) -> [bool; 2] {
+        let root = tempfile::tempdir().unwrap();
+        let scope = root.path().join("scope");
+        std::fs::create_dir(&scope).unwrap();
+        for (file, text) in [
+            ("cgroup.procs", "7\n"),
+            ("cpu.max", "50000 100000\n"),
+            ("cpu.max.burst", "0\n"),
+            ("cpu.stat", "usage_usec 9\nnr_throttled 1\n"),
+            ("memory.max", "4096\n"),
+            ("memory.current", "8192\n"),
+            ("memory.events", "max 0\n"),
+        ] {
+            std::fs::write(scope.join(file), text).unwrap();
+        }
+        let cgroups = CgroupFs::at(root.path());
+        let directory = cgroups.open("/scope").unwrap();
+        let id = directory.id().unwrap();
+        let mut all = [Resource::Cpu, Resource::Memory].map(|resource| {
+            let limit = read_limit_file(&directory, resource.file());
+            Watched::new(&cgroups, "/scope".into(), id, resource, limit, 1)
+        });
+        all.iter_mut().for_each(|watched| watched.look(&cgroups, true, false));
+        assert!(all.iter().all(|watched| !watched.seen.limit_changed));
+        change(&scope);
+        all.iter_mut().for_each(|watched| watched.look(&cgroups, false, true));
+        all.map(|watched| watched.seen.limit_changed)
+    }
+
+    #[test]
+    fn a_limit_that_is_changed_within_the_interval_is_noticed() {
+        let write = |file: &'static str, text: &'static str| {
+            move |scope: &std::path::Path| std::fs::write(scope.join(file), text).unwrap()
+        };
+        assert_eq!(watched_while(|_| ()), [false, false]);
+        assert_eq!(watched_while(write("cpu.max", "200000 100000\n")), [true, false]);
+        assert_eq!(watched_while(write("cpu.max.burst", "10000\n")), [true, false]);
+        assert_eq!(watched_while(write("memory.max", "max\n")), [false, true]);
     }
 
     #[test]

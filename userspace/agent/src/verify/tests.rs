@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::future::join_all;
 use kwitness_core::lifecycle::Bounds;
-use kwitness_core::model::{Judgement, LevelRole, Output, PodRef, QosClass};
+use kwitness_core::model::{
+    ApiFinding, ApiMissing, ApiView, Bound, CgroupId, DesiredLimit, Judgement, LevelRole, Output, PodRef,
+    QosClass, Resource, Source, Wanted,
+};
 use kwitness_core::node::Node;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -15,6 +18,7 @@ use crate::config::RuntimeChoice;
 use crate::cri;
 use crate::engine::Request;
 use crate::reported::LimitReport;
+use crate::reported::Reported;
 
 #[tokio::test(start_paused = true)]
 async fn changes_that_come_before_a_look_may_come_are_one() {
@@ -126,7 +130,10 @@ fn slow_engine(
             tokio::time::sleep(takes).await;
             count.fetch_add(1, Ordering::Relaxed);
             match request {
-                Request::Subjects(_, answer) => answer.send(subjects.clone()).unwrap(),
+                Request::Subjects(_, answer) => {
+                    let running = |subject: &Arc<Subject>| (Arc::clone(subject), State::Running);
+                    answer.send(subjects.iter().map(running).collect()).unwrap();
+                }
                 Request::Judge(evidence, answer) => {
                     let judged = evidence.iter().map(|of| node.judge(of, &mut Output::default())).collect();
                     answer.send(judged).unwrap();
@@ -191,4 +198,93 @@ async fn a_thousand_calls_that_wait_take_a_tenth_of_the_engine_at_most() {
     assert!(began.elapsed() >= WAIT, "they wait");
     let busy = TAKES * served.load(Ordering::Relaxed);
     assert!(busy <= began.elapsed() / 10, "{busy:?} of {:?}", began.elapsed());
+}
+
+/// A container of the pod `u`, by its name.
+fn member(number: u64, name: &str) -> Arc<Subject> {
+    let facts = RuntimeFacts {
+        runtime: None,
+        created_at: None,
+        container_type: ContainerType::App,
+        name: Some(name.into()),
+        pod_name: None,
+        pod_namespace: None,
+        pod_uid: None,
+        image: None,
+        labels: BTreeMap::new(),
+    };
+    let id = format!("{number:064x}");
+    Arc::new(Subject {
+        cgroup_id: CgroupId(number),
+        cgroup_path: format!("/kubepods/burstable/podu/{id}").into(),
+        container_id: ContainerId(id.into()),
+        runtime: None,
+        pod: Some(PodRef { uid: PodUid("u".into()), qos: QosClass::Burstable }),
+        facts: Some(Arc::new(facts)),
+    })
+}
+
+fn verifier(tree: &std::path::Path, engine: Handle) -> Verifier {
+    let (resolver, _) = cri::start(RuntimeChoice::Never, mpsc::channel(1).0);
+    let kubelet = tree.to_owned();
+    Verifier::new(CgroupFs::at(tree), engine, JudgeQueue::default(), resolver, kubelet, Reported::default())
+}
+
+#[tokio::test]
+async fn a_pods_sum_counts_each_of_its_containers_once_and_none_that_has_ended() {
+    use State::{Created, Running, Stopped};
+    let tree = tempfile::tempdir().unwrap();
+    let verifier = verifier(tree.path(), Handle::new().0);
+    let bytes = |bytes| DesiredLimit {
+        source: Source::Runtime,
+        at: KernelTime(1),
+        wanted: Wanted::Memory(Bound::At(bytes)),
+    };
+    let sum = |apps: &[(u64, &str, State)]| {
+        let apps: Vec<App> =
+            apps.iter().map(|(number, name, state)| (member(*number, name), *state)).collect();
+        let desired = |(subject, _): &App| {
+            let desired: Arc<[_]> = [(Resource::Memory, bytes(64))].into();
+            (subject.container_id.clone(), desired)
+        };
+        let sources = Sources { runtime: apps.iter().map(desired).collect(), ..Sources::default() };
+        let targets = verifier.targets(&apps, &[], &sources, true);
+        assert_eq!(targets.iter().filter(|target| target.subject.is_some()).count(), apps.len());
+        let pod = targets.into_iter().find(|target| target.subject.is_none())?;
+        assert_eq!((&*pod.path, pod.cgroup), ("/kubepods/burstable/podu", None));
+        pod.desired.first().map(|desired| desired.wanted)
+    };
+    let at_least = |bytes| Some(Wanted::MemoryAtLeast(Bound::At(bytes)));
+    assert_eq!(sum(&[(7, "app", Running), (8, "sidecar", Running)]), at_least(128));
+    assert_eq!(sum(&[(7, "app", Stopped), (9, "app", Running)]), at_least(64), "restarted");
+    assert_eq!(sum(&[(9, "app", Created), (7, "app", Running)]), at_least(64), "whose end is not known yet");
+    assert_eq!(sum(&[(7, "setup", Stopped), (9, "app", Running)]), at_least(64));
+    assert_eq!(sum(&[(7, "app", Stopped)]), None, "nothing says what the pod needs");
+}
+
+#[tokio::test]
+async fn only_what_was_unconfirmed_is_judged_again() {
+    let tree = tempfile::tempdir().unwrap();
+    let (engine, mut requests) = Handle::new();
+    let verifier = verifier(tree.path(), engine);
+    let unconfirmed = ApiComparison::NotCompared(NotCompared::Unconfirmed);
+    let mut report = look(&[("/a", Verdict::InForce), ("/b", Verdict::Diverged)], "runtime: why");
+    assert_eq!(report.unconfirmed(), BTreeMap::new());
+    let (subject, judged) = &mut report.judged[1];
+    *subject = Some(member(7, "app"));
+    let view = ApiView { observed_from: KernelTime(0), outage: None, said: Err(ApiMissing::Pod) };
+    judged.kubernetes = Some(ApiFinding { view, comparison: unconfirmed });
+    let again = report.unconfirmed();
+    let pod = PodUid("u".into());
+    assert_eq!(again, BTreeMap::from([(pod.clone(), BTreeSet::from([VerdictScope::Pod(pod.clone())]))]));
+    let serve = async {
+        let Some(Request::Subjects(scope, answer)) = requests.recv().await else { panic!() };
+        answer.send(Vec::new()).unwrap();
+        scope
+    };
+    let (filter, wanted) = (Filter::default(), proto::Wanted::default());
+    let (looked, scope) = tokio::join!(verifier.look_again(&filter, &wanted, again, &mut report), serve);
+    looked.unwrap();
+    assert_eq!((scope, report.judged.len()), (VerdictScope::Pod(pod), 2));
+    assert_eq!(report.unavailable, ["runtime: why"]);
 }

@@ -20,8 +20,8 @@ pub(super) const PAUSE_MIN: Duration = Duration::from_millis(2);
 const RECHECK_MIN: Duration = Duration::from_millis(50);
 /// The share of a core that looks without an event may take, of all calls that wait: one part in so many.
 const RECHECK_SHARE: u32 = 20;
-/// How old the runtime's answer may be for a call that waits.
-const STATUS_AGE: Duration = Duration::from_millis(250);
+/// How old the runtime's answer may be for a call that waits, and for what is judged again within one call.
+pub(super) const STATUS_AGE: Duration = Duration::from_millis(250);
 
 impl Verifier {
     /// Waits until all are in force, or so long.

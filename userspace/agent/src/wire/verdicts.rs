@@ -1,7 +1,7 @@
 //! Verdicts in the API's shape.
 
 use kwitness_core::model::{Attempt, DesiredLimit, Ended, Judged, Source, Tolerance, Verdict, Writer};
-use kwitness_core::verdicts::proof::{Interval, Proof};
+use kwitness_core::verdicts::proof::{Interval, Proof, Unproved};
 
 use super::limits::{errno_name, outcome, pod, reading, role};
 use crate::clock::Clock;
@@ -72,7 +72,7 @@ pub fn proof(seen: &Interval, proof: &Proof) -> proto::Proof {
         Proof::Kept { used, enforced } => (proto::ProofKind::Kept, Some(used), Some(enforced)),
         Proof::NotReached { used } => (proto::ProofKind::NotReached, Some(used), None),
         Proof::Exceeded { used } => (proto::ProofKind::Exceeded, Some(used), None),
-        Proof::Unknown => (proto::ProofKind::Unknown, None, None),
+        Proof::Unknown(_) => (proto::ProofKind::Unknown, None, None),
     };
     proto::Proof {
         proof: kind.into(),
@@ -81,6 +81,19 @@ pub fn proof(seen: &Interval, proof: &Proof) -> proto::Proof {
         used: used.map(|used| used.usage),
         allowed: used.map(|used| used.allowed),
         enforced,
+        unproved: match proof {
+            Proof::Unknown(why) => unproved(*why).into(),
+            Proof::Kept { .. } | Proof::NotReached { .. } | Proof::Exceeded { .. } => {
+                proto::Unproved::Unspecified.into()
+            }
+        },
+    }
+}
+
+fn unproved(why: Unproved) -> proto::Unproved {
+    match why {
+        Unproved::Unreadable => proto::Unproved::Unreadable,
+        Unproved::LimitChanged => proto::Unproved::LimitChanged,
     }
 }
 

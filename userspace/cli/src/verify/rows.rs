@@ -120,7 +120,11 @@ fn proved(file: &str, proof: &proto::Proof) -> String {
     let interval = Duration::from_nanos(proof.ended.saturating_sub(proof.began));
     let interval = format!("{:.1}s", interval.as_secs_f64());
     let (Some(used), Some(allowed)) = (proof.used, proof.allowed) else {
-        return "usage cannot be read".to_owned();
+        let why = match proof.unproved() {
+            proto::Unproved::LimitChanged => "nothing is proven: the limit changed meanwhile",
+            proto::Unproved::Unreadable | proto::Unproved::Unspecified => "usage cannot be read",
+        };
+        return why.to_owned();
     };
     let amount = |number: u64| match file {
         "cpu.max" => format!("{} ms", number / 1000),
@@ -165,6 +169,7 @@ mod tests {
             used,
             allowed: Some(1_072_000),
             enforced,
+            unproved: proto::Unproved::Unspecified.into(),
         };
         let kept = proof(proto::ProofKind::Kept, Some(1_000_000), Some(19));
         assert_eq!(
@@ -178,6 +183,9 @@ mod tests {
         );
         let idle = proof(proto::ProofKind::NotReached, Some(0), None);
         assert!(proved("cpu.max", &idle).starts_with("not reached within 2.0s: 0 ms"));
-        assert_eq!(proved("cpu.max", &proof(proto::ProofKind::Unknown, None, None)), "usage cannot be read");
+        let unknown = proof(proto::ProofKind::Unknown, None, None);
+        assert_eq!(proved("cpu.max", &unknown), "usage cannot be read");
+        let changed = proto::Proof { unproved: proto::Unproved::LimitChanged.into(), ..unknown };
+        assert_eq!(proved("cpu.max", &changed), "nothing is proven: the limit changed meanwhile");
     }
 }

@@ -30,6 +30,15 @@ struct Cgroup {
     what: What,
 }
 
+impl Cgroup {
+    fn container(&self) -> Option<&Container> {
+        match &self.what {
+            What::Container(container) => Some(container),
+            What::Inner { .. } | What::Other { .. } => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Presence {
     Exists,
@@ -146,14 +155,14 @@ impl Cgroups {
 
     /// A pod with the names that a container of it has.
     fn names(&self, pod: PodRef) -> PodNames {
-        let named = self.of_pod(&pod.uid).find(|subject| subject.facts.is_some());
-        let names = named.and_then(|subject| PodNames::of(subject));
+        let named = self.of_pod(&pod.uid).find(|container| container.subject.facts.is_some());
+        let names = named.and_then(|container| PodNames::of(&container.subject));
         names.unwrap_or_else(|| PodNames::unnamed(pod))
     }
 
     /// The containers of a pod whose cgroup exists, by the ids of their cgroups.
-    pub(super) fn of_pod(&self, uid: &PodUid) -> impl Iterator<Item = &Arc<Subject>> {
-        self.by_pod.get(uid).into_iter().flatten().filter_map(move |id| self.subject(*id))
+    pub(super) fn of_pod(&self, uid: &PodUid) -> impl Iterator<Item = &Container> {
+        self.by_pod.get(uid).into_iter().flatten().filter_map(move |id| self.container(*id))
     }
 
     /// Where a cgroup stands, also one that was removed a while ago.
@@ -165,10 +174,7 @@ impl Cgroups {
         };
         let (role, path, pod, subject) = match &cgroup.what {
             What::Container(container) => of_container(container, LevelRole::Container),
-            What::Inner { container, .. } => match self.all.get(container).map(|around| &around.what) {
-                Some(What::Container(container)) => of_container(container, LevelRole::Inner),
-                Some(What::Inner { .. } | What::Other { .. }) | None => return None,
-            },
+            What::Inner { container, .. } => of_container(self.container(*container)?, LevelRole::Inner),
             What::Other { path } => {
                 let (role, pod) = outside(path);
                 (role, Arc::clone(path), pod.map(|pod| self.names(pod)), None)
@@ -229,11 +235,13 @@ impl Cgroups {
     }
 
     /// The container that this cgroup stands for.
+    pub(super) fn container(&self, id: CgroupId) -> Option<&Container> {
+        self.all.get(&id)?.container()
+    }
+
+    /// Likewise.
     pub(super) fn subject(&self, id: CgroupId) -> Option<&Arc<Subject>> {
-        match &self.all.get(&id)?.what {
-            What::Container(container) => Some(&container.subject),
-            What::Inner { .. } | What::Other { .. } => None,
-        }
+        Some(&self.container(id)?.subject)
     }
 
     /// The newest cgroup of that container, also one that was removed.
@@ -273,21 +281,13 @@ impl Cgroups {
 
     /// The containers whose cgroup exists.
     pub(super) fn containers(&self) -> impl Iterator<Item = &Container> {
-        self.all.values().filter(|cgroup| cgroup.presence == Presence::Exists).filter_map(|cgroup| {
-            match &cgroup.what {
-                What::Container(container) => Some(&**container),
-                What::Inner { .. } | What::Other { .. } => None,
-            }
-        })
+        self.all.values().filter(|cgroup| cgroup.presence == Presence::Exists).filter_map(Cgroup::container)
     }
 
     /// Those that a scan that began at `began` should have met, in the order of their ids.
-    pub(super) fn existing_before(&self, began: KernelTime) -> Vec<CgroupId> {
+    pub(super) fn existing_before(&self, began: KernelTime) -> BTreeSet<CgroupId> {
         let before = |cgroup: &Cgroup| cgroup.presence == Presence::Exists && cgroup.made < began;
-        let mut ids: Vec<_> =
-            self.all.iter().filter(|(_, cgroup)| before(cgroup)).map(|(&id, _)| id).collect();
-        ids.sort_unstable();
-        ids
+        self.all.iter().filter(|(_, cgroup)| before(cgroup)).map(|(&id, _)| id).collect()
     }
 
     /// Adds a cgroup that exists. `seen`: its making was seen, at `made`; otherwise it is not older than that.

@@ -450,16 +450,24 @@ impl Container {
         }
     }
 
+    pub(super) fn phase(&self) -> State {
+        match self.phase {
+            Phase::Empty(_) | Phase::Preparing(_) => State::Created,
+            Phase::Running(_) => State::Running,
+            Phase::Stopped { .. } => State::Stopped,
+        }
+    }
+
     pub(super) fn state(&self) -> ContainerState {
-        let (state, life, stopped_at) = match &self.phase {
-            Phase::Empty(_) | Phase::Preparing(_) => (State::Created, None, None),
-            Phase::Running(life) => (State::Running, Some(life), None),
-            Phase::Stopped { at, life } => (State::Stopped, life.as_ref(), *at),
+        let (life, stopped_at) = match &self.phase {
+            Phase::Empty(_) | Phase::Preparing(_) => (None, None),
+            Phase::Running(life) => (Some(life), None),
+            Phase::Stopped { at, life } => (life.as_ref(), *at),
         };
         let main = life.and_then(|life| life.main.as_ref());
         ContainerState {
             subject: Arc::clone(&self.subject),
-            state,
+            state: self.phase(),
             created_at: self.created_at,
             started_at: life.and_then(Life::started_at),
             stopped_at,

@@ -367,8 +367,7 @@ impl Lifecycle {
         self.counters.unknown_cgroup += 1;
         let hopeless = !self.scan_is_expected() && !shows_living_cgroup(&event.fact);
         if hopeless || self.cgroups.is_full() {
-            self.counters.unknown_dropped += 1;
-            return;
+            return self.drop_record(event.at);
         }
         if !self.scan_is_expected() {
             self.ask_for_repair(event.at, output);
@@ -377,6 +376,12 @@ impl Lifecycle {
         if !self.parked.push(event) {
             self.counters.unknown_dropped += 1;
         }
+    }
+
+    /// A record is dropped, and nothing says whose it was.
+    fn drop_record(&mut self, at: KernelTime) {
+        self.counters.unknown_dropped += 1;
+        self.overflow.note("record", None, at);
     }
 
     fn lost(&mut self, loss: Loss, output: &mut Output) {

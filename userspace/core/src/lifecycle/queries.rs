@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Bounds, Lifecycle, LifecycleCounters, container};
 use crate::model::{
-    CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, ContainerType, Problem, Subject,
+    CgroupId, CgroupIndex, CgroupInfo, ContainerId, ContainerState, ContainerType, Problem, State, Subject,
     VerdictScope,
 };
 use crate::pressure::is_level;
@@ -31,26 +31,24 @@ impl Lifecycle {
         })
     }
 
-    /// The containers in that scope whose cgroup exists, sandboxes of the pods included; in no particular order. Of several cgroups
-    /// that are named as one container, only the one that has the runtime's names: what is desired for it says nothing of the others.
-    pub fn subjects(&self, scope: &VerdictScope) -> Vec<Arc<Subject>> {
+    /// The containers in that scope whose cgroup exists, sandboxes of the pods included, each with how far its life has come; in no
+    /// particular order. Of several cgroups that are named as one container, only the one that has the runtime's names: what is
+    /// desired for it says nothing of the others.
+    pub fn subjects(&self, scope: &VerdictScope) -> Vec<(Arc<Subject>, State)> {
         let twins = self.cgroups.twins();
-        let is_itself =
-            |subject: &Subject| subject.facts.is_some() || !twins.contains_key(&subject.container_id);
+        let itself = |container: &container::Container| {
+            let subject = &container.subject;
+            let is_itself = subject.facts.is_some() || !twins.contains_key(&subject.container_id);
+            is_itself.then(|| (Arc::clone(subject), container.phase()))
+        };
         match scope {
             VerdictScope::Container(id) => {
                 let only = self.cgroups.by_container(id).filter(|cgroup| self.cgroups.exists(*cgroup));
                 let cgroups = twins.get(id).cloned().unwrap_or_else(|| only.into_iter().collect());
-                let subjects = cgroups.iter().filter_map(|cgroup| self.cgroups.subject(*cgroup));
-                subjects.filter(|subject| is_itself(subject)).cloned().collect()
+                cgroups.iter().filter_map(|cgroup| itself(self.cgroups.container(*cgroup)?)).collect()
             }
-            VerdictScope::Pod(uid) => {
-                self.cgroups.of_pod(uid).filter(|subject| is_itself(subject)).cloned().collect()
-            }
-            VerdictScope::All => {
-                let all = self.cgroups.containers().map(|container| &container.subject);
-                all.filter(|subject| is_itself(subject)).cloned().collect()
-            }
+            VerdictScope::Pod(uid) => self.cgroups.of_pod(uid).filter_map(itself).collect(),
+            VerdictScope::All => self.cgroups.containers().filter_map(itself).collect(),
         }
     }
 

@@ -145,7 +145,7 @@ impl Lifecycle {
         for view in &views {
             self.remember_processes(view, scan.began);
         }
-        self.replay_parked(scan.began, output);
+        self.replay_parked(scan, output);
         let mut corrected = 0;
         let mut unclear = self.unsettled();
         self.preparing.clear();
@@ -349,7 +349,7 @@ impl Lifecycle {
 
     /// Records whose cgroup is known by now have their effect; of the others, those that the scan could have seen
     /// are given up.
-    fn replay_parked(&mut self, began: KernelTime, output: &mut Output) {
+    fn replay_parked(&mut self, scan: &Scan, output: &mut Output) {
         for (place, Refused { count, from }) in self.parked.take_refused() {
             let owner = place.and_then(|place| self.container_of(place));
             self.overflow.note_many("record", count, owner, from);
@@ -364,12 +364,20 @@ impl Lifecycle {
             };
             if placed {
                 self.kernel(event, output);
-            } else if event.at >= began {
+            } else if event.at >= scan.began {
                 // It had room before.
                 let _ = self.parked.push(event);
             } else {
-                self.counters.unknown_dropped += 1;
+                self.give_up(event.at, scan);
             }
+        }
+    }
+
+    /// A parked record is given up. Of what was gone before the first scan came by, nothing was reported, so nothing is missing.
+    fn give_up(&mut self, at: KernelTime, scan: &Scan) {
+        match scan.reason {
+            ScanReason::Initial => self.counters.unknown_dropped += 1,
+            ScanReason::Repair => self.drop_record(at),
         }
     }
 
@@ -413,7 +421,9 @@ impl Lifecycle {
             }
         }
         if self.repair.is_none() {
-            self.counters.unknown_dropped += self.parked.take().len() as u64;
+            for event in self.parked.take() {
+                self.give_up(event.at, scan);
+            }
         }
     }
 }

@@ -218,8 +218,8 @@ pub enum GapCause {
     /// The kernel did not run a program, because one that it had interrupted or preempted was still running on the same
     /// CPU. At most so many records were not made: whether the program would have made one is not known.
     ProgramSkipped,
-    /// A bound of the daemon was reached: what is counted was not followed. The event names the container whose it was, where that
-    /// is known.
+    /// A bound of the daemon was reached: what is counted was not followed; or no scan found the cgroup of a record. The event names
+    /// the container whose it was, where that is known.
     CapacityExceeded,
     /// A walk of the tree could not read a cgroup: it and what is below are left out until that can be read.
     CgroupUnreadable,

@@ -10,7 +10,8 @@
 //! | `memory.max` | that, but for moments | `Documentation/admin-guide/cgroup-v2.rst`: "Under certain circumstances, the usage may go over the limit temporarily" |
 //!
 //! Usage below a limit says nothing of who holds it there: a limit was put to the test only if the kernel had to enforce it, which is
-//! what `nr_throttled` of `cpu.stat` and `max` of `memory.events` count.
+//! what `nr_throttled` of `cpu.stat` and `max` of `memory.events` count. Where the limit was changed within the interval, nothing
+//! follows from what was used.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,8 @@ pub struct Interval {
     pub burst: u64,
     /// CPUs that are online.
     pub cpus: u64,
+    /// The limit file or `cpu.max.burst` was seen to say something else than before: what was used was held by more than one limit.
+    pub limit_changed: bool,
 }
 
 /// What the counters prove.
@@ -70,8 +73,18 @@ pub enum Proof {
         /// How much was used.
         used: Used,
     },
+    /// That cannot be said.
+    Unknown(Unproved),
+}
+
+/// Why usage proves nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unproved {
     /// The counters cannot be read.
-    Unknown,
+    Unreadable,
+    /// The limit was changed meanwhile.
+    LimitChanged,
 }
 
 /// What was used, and what may have been.
@@ -96,18 +109,17 @@ impl Judgement {
 
 /// Whether usage kept to that limit.
 fn prove(resource: Resource, limit: &Value, seen: &Interval) -> Option<Proof> {
-    match (resource, limit) {
-        (Resource::Cpu, Value::Cpu(CpuMax { quota: Bound::At(quota), period })) => {
-            Some(cpu(*quota, *period, seen))
-        }
-        (Resource::Memory, Value::Bound(Bound::At(limit))) => Some(memory(*limit, seen)),
-        _ => None,
-    }
+    let proof = match (resource, limit) {
+        (Resource::Cpu, Value::Cpu(CpuMax { quota: Bound::At(quota), period })) => cpu(*quota, *period, seen),
+        (Resource::Memory, Value::Bound(Bound::At(limit))) => memory(*limit, seen),
+        _ => return None,
+    };
+    Some(if seen.limit_changed { Proof::Unknown(Unproved::LimitChanged) } else { proof })
 }
 
 fn cpu(quota: u64, period: u64, seen: &Interval) -> Proof {
     let (Some(before), Some(after)) = (seen.first.cpu_usage, seen.last.cpu_usage) else {
-        return Proof::Unknown;
+        return Proof::Unknown(Unproved::Unreadable);
     };
     let elapsed = seen.to.0.saturating_sub(seen.from.0) / 1000;
     let periods = elapsed.div_ceil(period.max(1)).saturating_add(1);
@@ -118,7 +130,7 @@ fn cpu(quota: u64, period: u64, seen: &Interval) -> Proof {
 }
 
 fn memory(limit: u64, seen: &Interval) -> Proof {
-    let Some((least, _)) = seen.memory else { return Proof::Unknown };
+    let Some((least, _)) = seen.memory else { return Proof::Unknown(Unproved::Unreadable) };
     found(Used { usage: least, allowed: limit }, seen.first.reached, seen.last.reached)
 }
 
@@ -151,6 +163,7 @@ mod tests {
             memory: Some((4096, 8192)),
             burst: 0,
             cpus: 2,
+            limit_changed: false,
         }
     }
 
@@ -190,10 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_changed_meanwhile_proves_nothing() {
+        let changed = Interval { limit_changed: true, ..seen(ALLOWED + 1, 5) };
+        let unknown = Some(Proof::Unknown(Unproved::LimitChanged));
+        assert_eq!(prove(Resource::Cpu, &cpu_of(50_000), &changed), unknown);
+        assert_eq!(prove(Resource::Memory, &Value::Bound(Bound::At(4095)), &changed), unknown);
+        assert_eq!(prove(Resource::Memory, &Value::Bound(Bound::Unlimited), &changed), None);
+    }
+
+    #[test]
     fn without_counters_or_a_limit_there_is_no_proof() {
         let mut blind = seen(0, 0);
         blind.last.cpu_usage = None;
-        assert_eq!(prove(Resource::Cpu, &cpu_of(50_000), &blind), Some(Proof::Unknown));
+        assert_eq!(prove(Resource::Cpu, &cpu_of(50_000), &blind), Some(Proof::Unknown(Unproved::Unreadable)));
         let unlimited = Value::Bound(Bound::Unlimited);
         assert_eq!(prove(Resource::Memory, &unlimited, &blind), None);
         let swap = prove(Resource::Swap, &Value::Bound(Bound::At(1)), &seen(0, 0));

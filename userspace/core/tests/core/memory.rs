@@ -102,10 +102,10 @@ fn processes_and_records_that_do_not_fit_are_a_gap() {
     node.events();
     node.observe(Observation::Tick { at: KernelTime(node.now) });
     assert_eq!(node.events(), ["109 gap CapacityExceeded {\"process\": 1} (daemon) 7"]);
-    // Whose the records were, a scan has to say; these are of cgroups that it does not find.
+    // Whose the records were, a scan has to say; these are of cgroups that it does not find, also the one that fitted.
     node.scan(Repair, node.now, vec![pod(), container(7, vec![(entering(50, 7), "/bin/app")])]);
     tick(&mut node);
-    let gap = format!("{} gap CapacityExceeded {{\"record\": 2}} (daemon)", node.now);
+    let gap = format!("{} gap CapacityExceeded {{\"record\": 3}} (daemon)", node.now);
     let events = node.events();
     assert!(events.contains(&gap), "{events:?}");
 }

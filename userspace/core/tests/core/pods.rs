@@ -1,6 +1,6 @@
 //! Which containers a pod has, and whose names it goes by.
 
-use kwitness_core::model::{CgroupId, CgroupIndex as _, PodUid, VerdictScope};
+use kwitness_core::model::{CgroupId, CgroupIndex as _, PodUid, State, VerdictScope};
 
 use crate::common::*;
 
@@ -21,7 +21,7 @@ fn two_pods() -> Node {
 
 fn containers(node: &Node, uid: &str) -> Vec<u64> {
     let subjects = node.machine.subjects(&VerdictScope::Pod(PodUid(uid.into())));
-    let mut ids: Vec<_> = subjects.iter().map(|subject| subject.cgroup_id.0).collect();
+    let mut ids: Vec<_> = subjects.iter().map(|(subject, _)| subject.cgroup_id.0).collect();
     ids.sort_unstable();
     ids
 }
@@ -43,6 +43,19 @@ fn a_pod_has_those_of_its_containers_whose_cgroup_exists() {
     assert_eq!(containers(&node, POD_UID), [8]);
     node.mkdir_at(10, OTHER_POD, &format!("/kubepods/burstable/pod{OTHER_UID}/{}", container_id(10)));
     assert_eq!(containers(&node, OTHER_UID), [10]);
+}
+
+#[test]
+fn how_far_a_containers_life_has_come_is_said_with_it() {
+    let mut node = Node::new();
+    node.mkdir(7);
+    node.start(8, 50);
+    node.start(9, 51);
+    node.populated(9, false);
+    let mut lives: Vec<_> = node.machine.subjects(&VerdictScope::All);
+    lives.sort_unstable_by_key(|(subject, _)| subject.cgroup_id);
+    let lives: Vec<_> = lives.into_iter().map(|(subject, state)| (subject.cgroup_id.0, state)).collect();
+    assert_eq!(lives, [(7, State::Created), (8, State::Running), (9, State::Stopped)]);
 }
 
 #[test]

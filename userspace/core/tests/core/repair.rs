@@ -404,6 +404,43 @@ fn parked_records_are_bounded() {
 }
 
 #[test]
+fn a_record_that_is_dropped_is_a_gap() {
+    let gap = |node: &mut Node, count: u64| {
+        node.now += 1;
+        let at = KernelTime(node.now);
+        node.observe(Observation::Tick { at });
+        let expected = format!("{} gap CapacityExceeded {{\"record\": {count}}} (daemon)", at.0);
+        assert_eq!(node.events(), [expected]);
+    };
+    // Of a cgroup that no scan can find any more.
+    let mut node = Node::new();
+    node.exit(7, child(50, 7), 0);
+    node.rmdir(7);
+    gap(&mut node, 2);
+    // Of one that a scan did not find, before it began and while it was under way.
+    node.lose(200, 210);
+    node.now = 220;
+    node.exit(7, child(50, 7), 0);
+    node.now = 230;
+    node.exit(8, child(51, 8), 0);
+    node.events();
+    node.scan(Repair, 225, vec![pod()]);
+    assert_eq!(node.events(), ["232 resynced found 0 gone 0 corrected 0 (daemon)"]);
+    gap(&mut node, 2);
+    // Where nothing more fits.
+    let mut node = Node::with(Bounds { cgroups: 1, ..Bounds::default() });
+    node.fork(7, child(50, 7));
+    gap(&mut node, 1);
+    // What was gone before the first scan came by was never reported, so nothing is missing.
+    let mut node = Node::starting(Bounds::default());
+    node.exit(7, child(50, 7), 0);
+    node.scan(ScanReason::Initial, 105, vec![pod()]);
+    assert_eq!(node.machine.counters().unknown_dropped, 1);
+    node.observe(Observation::Tick { at: KernelTime(300) });
+    assert_eq!(node.events(), NOTHING);
+}
+
+#[test]
 fn a_start_in_a_group_that_was_not_known_is_no_start_after_the_end() {
     let mut node = Node::new();
     node.mkdir(8);

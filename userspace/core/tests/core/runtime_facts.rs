@@ -110,7 +110,7 @@ fn of_two_cgroups_with_one_containers_id_only_that_of_its_pod_has_its_names() {
     assert_eq!(node.events(), [""; 0], "the runtime does not say of which pod it is");
     let judged = |node: &Node, scope| {
         let subjects = node.machine.subjects(&scope);
-        subjects.iter().map(|subject| subject.cgroup_id.0).collect::<Vec<_>>()
+        subjects.iter().map(|(subject, _)| subject.cgroup_id.0).collect::<Vec<_>>()
     };
     let scopes = || {
         let pods = [POD_UID, other].map(|uid| VerdictScope::Pod(PodUid(uid.into())));

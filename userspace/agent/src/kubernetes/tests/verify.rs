@@ -45,7 +45,9 @@ async fn verify_within(wait: Duration, source: &Kubernetes) -> VerifyReport {
         let mut node = Node::new(Bounds::default());
         while let Some(request) = requests.recv().await {
             match request {
-                Request::Subjects(_, answer) => answer.send(vec![subject.clone()]).unwrap(),
+                Request::Subjects(_, answer) => {
+                    answer.send(vec![(subject.clone(), kwitness_core::model::State::Running)]).unwrap()
+                }
                 Request::Judge(evidence, answer) => {
                     let judged = evidence.iter().map(|of| node.judge(of, &mut Output::default())).collect();
                     answer.send(judged).unwrap();
