@@ -15,11 +15,9 @@ use serde_json::{Value, json};
 
 use crate::release::Source;
 use crate::setup::{helm, prometheus};
-use crate::workspace::{Cache, Workspace};
+use crate::workspace::{CHART, Cache, Workspace};
 use crate::{dist, run};
 
-/// Where it is.
-pub const CHART: &str = "deploy/helm/kwitness";
 const RULES: &str = "deploy/prometheus";
 const MANIFEST: &str = "deploy/kwitness.yaml";
 const MANIFEST_HEAD: &str = "# Written by `cargo xtask chart`: the chart deploy/helm/kwitness with its default values.\n\

@@ -11,6 +11,9 @@ use serde::Deserialize;
 
 use crate::run;
 
+/// The chart, below the root.
+pub const CHART: &str = "deploy/helm/kwitness";
+
 /// The source tree and its build directory.
 pub struct Workspace {
     /// The root of the source tree.

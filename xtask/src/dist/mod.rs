@@ -30,11 +30,10 @@ use tar::{Builder, EntryType};
 
 use crate::architecture::Architecture;
 use crate::artifacts::PLUGIN;
-use crate::chart::CHART;
 use crate::image::LICENCES;
 use crate::release::{self, Platform, Source, WINDOWS};
 use crate::step::hex;
-use crate::workspace::{Cache, Workspace};
+use crate::workspace::{CHART, Cache, Workspace};
 use crate::{ebpf, oci, run, sbom};
 
 use packages::Compressor;
