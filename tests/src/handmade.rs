@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
 
 use crate::cgroup::{self, TestCgroup};
 use crate::environment::Environment;
@@ -173,6 +174,8 @@ impl Running {
 /// does nothing.
 pub fn become_container_if_requested() -> Result<()> {
     let Some(directory) = env::var_os(CGROUP) else { return Ok(()) };
+    // A scan that comes before the program knows an OCI runtime's helper by that.
+    prctl::set_name(c"runc:[2:INIT]").context("set the name of the process")?;
     cgroup::enter(Path::new(&directory), std::process::id())?;
     if env::var_os(OWN_PIDS).is_some() {
         unshare(CloneFlags::CLONE_NEWPID).context("unshare the pid namespace")?;

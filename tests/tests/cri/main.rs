@@ -22,7 +22,6 @@ fn main() -> Result<()> {
         crictl::crictl_says_the_same,
         methods::every_method_answers_the_same,
         requests::the_daemon_knows_what_was_requested_and_when,
-        requests::a_restart_turns_no_requested_limit_into_a_diverged_one,
         runtimes::a_runtime_that_may_not_be_used_is_said_so,
         runtimes::the_daemon_passes_on_what_the_runtime_says_it_is,
         events::a_stream_of_the_daemon_outlives_restarts_of_everything,

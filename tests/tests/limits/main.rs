@@ -7,6 +7,7 @@ mod oom;
 mod plain;
 mod pressure;
 mod proof;
+mod requested;
 mod series;
 mod top;
 
@@ -21,7 +22,8 @@ fn main() -> Result<()> {
             cases.extend(each![ctx; series::a_series_of_resizes, oom::an_oom_kill, pressure::each_crossing_is_reported_once]);
             once![ctx, cases, None; proof::a_quota_is_kept_or_it_is_reported,
                 deaths::what_a_removed_container_left_kills_by_the_pods_limit, deaths::a_killed_cgroup_is_no_oom_kill,
-                pressure::a_limit_that_is_reached_has_usage_sampled];
+                pressure::a_limit_that_is_reached_has_usage_sampled,
+                requested::a_restart_turns_no_requested_limit_into_a_diverged_one];
             let reason = deaths::not_our_machine(&ctx.environment);
             once![ctx, cases, reason; deaths::without_memory_on_the_machine_no_limit_is_blamed];
         }

@@ -100,7 +100,9 @@ fn enter_root(node: &Node) -> Result<()> {
         let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
         mount_at(Some(&format!("/{shared}")), &root.join(shared), None, bind, None)?;
     }
-    mount_at(Some("tracefs"), &root.join("sys/kernel/tracing"), Some("tracefs"), none, None)?;
+    let tracing = mount_at(Some("tracefs"), &root.join("sys/kernel/tracing"), Some("tracefs"), none, None);
+    // Busy: the machine has it there, and so /sys brought it along.
+    tracing.or_else(|error| if error.downcast_ref() == Some(&Errno::EBUSY) { Ok(()) } else { Err(error) })?;
     mount_at(Some("bpf"), &root.join("sys/fs/bpf"), Some("bpf"), none, None)?;
     for own in ["run", "tmp"] {
         mount_at(Some("tmpfs"), &root.join(own), Some("tmpfs"), none, None)?;
