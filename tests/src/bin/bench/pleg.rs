@@ -1,6 +1,7 @@
 //! What a kubelet saves that learns of changes by events: CPU of kubelet, container runtime and kwitness with pods at rest, calls to
 //! the runtime, and the time from a container's end until the kubelet acts.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -159,10 +160,14 @@ async fn with_pods(
     for number in 0..pods {
         kubelet.place(&name(number), &manifest(number))?;
     }
-    wait_for("all containers", LIMIT, async || {
-        Ok((running(node).await?.len() == pods * CONTAINERS).then_some(()))
-    })
-    .await?;
+    let all = pods * CONTAINERS;
+    let run = Cell::new(0);
+    let started = wait_for("all containers", LIMIT, async || {
+        run.set(running(node).await?.len());
+        Ok((run.get() == all).then_some(()))
+    });
+    // More than there should be: the kubelet has started one again that ran.
+    started.await.with_context(|| format!("{} containers run, not {all}", run.get()))?;
     if source.pleg() == Pleg::Evented {
         let connected = kubelet.metric("kubelet_evented_pleg_connection_success_count").await?;
         ensure!(connected.is_some_and(|times| times >= 1.0), "the kubelet gets no events");
