@@ -326,9 +326,12 @@ impl Scene<'_> {
 }
 
 fn list(objects: &[Value], kinds: &[&str]) -> Value {
+    // What is not in the namespace has it in its name.
+    let of_cluster = format!("{NAMESPACE}:{ACCOUNT}");
     let is_one = |object: &&Value| {
         let is_kind = kinds.iter().any(|kind| object["kind"] == *kind);
-        is_kind && (object["kind"] == "Namespace" || object["metadata"]["name"] == ACCOUNT)
+        let name = &object["metadata"]["name"];
+        is_kind && (object["kind"] == "Namespace" || *name == ACCOUNT || *name == of_cluster.as_str())
     };
     let items: Vec<_> = objects.iter().filter(is_one).collect();
     json!({ "apiVersion": "v1", "kind": "List", "items": items })
