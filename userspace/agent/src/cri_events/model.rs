@@ -472,7 +472,7 @@ proptest! {
     }
 }
 
-/// The first list was asked for while it lived, and the runtime listed it only after its end.
+/// The first list was requested while it lived, and the runtime listed it only after its end.
 #[test]
 fn a_life_around_the_first_list_is_sent_whole() -> Result<(), TestCaseError> {
     let mut world = World::new(38, 21);

@@ -71,7 +71,7 @@ impl Sampling {
     }
 }
 
-/// Starts the thread; it ends once `levels` gives `None`, or nothing receives samples any more. `levels` is asked for those that
+/// Starts the thread; it ends once `levels` gives `None`, or nothing receives samples any more. `levels` gives those that
 /// there are, if they are others than at the revision that it is given. With `notices`, levels that reach their limits are sampled
 /// at once.
 ///

@@ -6,7 +6,7 @@
 //!                          └──▶ Observation ─────┘
 //! ```
 //!
-//! No other source can be asked for it again, so it goes on in the next daemon's memory. Owns that memory; the engine alone adds
+//! No other source can be queried for it, so it goes on in the next daemon's memory. Owns that memory; the engine alone adds
 //! to it. Never judges a limit.
 
 pub(crate) mod desired;
