@@ -17,16 +17,24 @@ use super::super::limits;
 /// How a stream ends.
 pub type End = Result<(), Status>;
 
+/// A client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionId(pub u64);
+
 #[derive(Debug, Default)]
 struct Queue {
-    events: VecDeque<Bytes>,
+    /// Each with its number.
+    events: VecDeque<(u64, Bytes)>,
     bytes: usize,
+    /// The number of the last event that was taken from it, or else of the last one before the subscription.
+    taken: u64,
     /// After what is in the queue.
     end: Option<End>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    connection: ConnectionId,
     queue: Mutex<Queue>,
     changed: Notify,
 }
@@ -42,34 +50,56 @@ impl Shared {
     }
 }
 
-/// All subscribers.
-#[derive(Clone, Debug)]
-pub struct Subscribers(watch::Sender<Vec<Arc<Shared>>>);
+#[derive(Debug, Default)]
+struct All {
+    subscribers: Vec<Arc<Shared>>,
+    /// The number of the last event.
+    last: u64,
+}
 
-impl Default for Subscribers {
-    fn default() -> Self {
-        Self(watch::Sender::new(Vec::new()))
-    }
+/// All subscribers.
+#[derive(Clone, Debug, Default)]
+pub struct Subscribers {
+    all: watch::Sender<All>,
+    /// An event was taken, or a stream has ended.
+    progress: Arc<Notify>,
 }
 
 impl Subscribers {
     /// One more; none: there are [`limits::EVENT_STREAMS`].
-    pub fn add(&self) -> Option<Subscriber> {
-        let shared = Arc::new(Shared::default());
-        let added = self.0.send_if_modified(|all| {
-            let has_room = all.len() < limits::EVENT_STREAMS;
-            if has_room {
-                all.push(Arc::clone(&shared));
+    pub fn add(&self, connection: ConnectionId) -> Option<Subscriber> {
+        let mut added = None;
+        self.all.send_if_modified(|all| {
+            if all.subscribers.len() >= limits::EVENT_STREAMS {
+                return false;
             }
-            has_room
+            let queue = Mutex::new(Queue { taken: all.last, ..Queue::default() });
+            let shared = Arc::new(Shared { connection, queue, changed: Notify::new() });
+            all.subscribers.push(Arc::clone(&shared));
+            added = Some(shared);
+            true
         });
-        added.then(|| Subscriber { shared, all: self.clone() })
+        added.map(|shared| Subscriber { shared, all: self.clone() })
     }
 
-    /// Queues an event for every client; returns how many overflowed, whose streams end.
-    pub fn send(&self, event: &Bytes) -> u64 {
+    /// Queues an event for every client; returns how many overflowed, whose streams end. Numbers ascend.
+    pub fn send(&self, number: u64, event: &Bytes) -> u64 {
         let mut overflowed = 0;
-        for subscriber in &*self.0.borrow() {
+        // Nobody waits for this change.
+        self.all.send_if_modified(|all| {
+            all.last = number;
+            overflowed = Self::queue(&all.subscribers, number, event);
+            false
+        });
+        if overflowed > 0 {
+            self.progress.notify_waiters();
+        }
+        overflowed
+    }
+
+    fn queue(subscribers: &[Arc<Shared>], number: u64, event: &Bytes) -> u64 {
+        let mut overflowed = 0;
+        for subscriber in subscribers {
             let mut queue = subscriber.lock();
             if queue.end.is_some() {
                 continue;
@@ -85,7 +115,7 @@ impl Subscribers {
                 continue;
             }
             queue.bytes += event.len();
-            queue.events.push_back(event.clone());
+            queue.events.push_back((number, event.clone()));
             drop(queue);
             subscriber.changed.notify_one();
         }
@@ -94,29 +124,74 @@ impl Subscribers {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.borrow().len()
+        self.all.borrow().subscribers.len()
+    }
+
+    /// Whether a connection has a stream that has not ended.
+    pub fn has(&self, connection: ConnectionId) -> bool {
+        self.open(connection, |_| true)
+    }
+
+    /// Whether every stream of a connection has taken what was sent up to that number.
+    pub fn has_taken(&self, connection: ConnectionId, number: u64) -> bool {
+        !self.open(connection, |queue| queue.taken < number)
+    }
+
+    fn open(&self, connection: ConnectionId, is: impl Fn(&Queue) -> bool) -> bool {
+        self.all.borrow().subscribers.iter().any(|subscriber| {
+            let queue = subscriber.lock();
+            subscriber.connection == connection && queue.end.is_none() && is(&queue)
+        })
+    }
+
+    /// Waits for a condition on what streams have taken.
+    pub async fn wait_until_taken(&self, condition: impl Fn() -> bool) {
+        loop {
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            // From now on, nothing is missed.
+            progress.as_mut().enable();
+            if condition() {
+                return;
+            }
+            progress.await;
+        }
     }
 
     /// Ends every stream; returns how many.
     pub fn end_all(&self, end: &End) -> u64 {
-        let all = self.0.borrow();
-        all.iter().for_each(|subscriber| subscriber.end(end.clone()));
-        all.len() as u64
+        self.end_where(|_| true, end)
+    }
+
+    /// Ends a connection's streams.
+    pub fn end_of(&self, connection: ConnectionId, end: &End) {
+        self.end_where(|of| of == connection, end);
+    }
+
+    fn end_where(&self, is: impl Fn(ConnectionId) -> bool, end: &End) -> u64 {
+        let mut count = 0;
+        for subscriber in self.all.borrow().subscribers.iter().filter(|subscriber| is(subscriber.connection))
+        {
+            subscriber.end(end.clone());
+            count += 1;
+        }
+        self.progress.notify_waiters();
+        count
     }
 
     /// Waits until a client is subscribed.
     pub async fn wait_until_used(&self) {
-        self.wait_for(|all| !all.is_empty()).await;
+        self.wait_for(|subscribers| !subscribers.is_empty()).await;
     }
 
     /// Waits until no client is subscribed.
     pub async fn wait_until_unused(&self) {
-        self.wait_for(|all| all.is_empty()).await;
+        self.wait_for(|subscribers| subscribers.is_empty()).await;
     }
 
-    async fn wait_for(&self, condition: impl FnMut(&Vec<Arc<Shared>>) -> bool) {
+    async fn wait_for(&self, condition: impl Fn(&[Arc<Shared>]) -> bool) {
         // It cannot fail: this holds a sender.
-        let _ = self.0.subscribe().wait_for(condition).await;
+        let _ = self.all.subscribe().wait_for(|all| condition(&all.subscribers)).await;
     }
 }
 
@@ -133,8 +208,11 @@ impl Subscriber {
         loop {
             {
                 let mut queue = self.shared.lock();
-                if let Some(event) = queue.events.pop_front() {
+                if let Some((number, event)) = queue.events.pop_front() {
                     queue.bytes -= event.len();
+                    queue.taken = number;
+                    drop(queue);
+                    self.all.progress.notify_waiters();
                     return Some(Ok(event));
                 }
                 match &queue.end {
@@ -160,7 +238,8 @@ impl Subscriber {
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.all.0.send_modify(|all| all.retain(|other| !Arc::ptr_eq(other, &self.shared)));
+        self.all.all.send_modify(|all| all.subscribers.retain(|other| !Arc::ptr_eq(other, &self.shared)));
+        self.all.progress.notify_waiters();
     }
 }
 
@@ -170,32 +249,34 @@ mod tests {
 
     use super::*;
 
+    const ONE: ConnectionId = ConnectionId(1);
+
     #[tokio::test]
     async fn a_full_queue_ends_its_own_stream_only() {
         let all = Subscribers::default();
-        let (mut slow, mut quick) = (all.add().unwrap(), all.add().unwrap());
+        let (mut slow, mut quick) = (all.add(ONE).unwrap(), all.add(ONE).unwrap());
         let event = Bytes::from(vec![7; limits::EVENTS_WAITING / 4]);
         for _ in 0..4 {
-            assert_eq!(all.send(&event), 0);
+            assert_eq!(all.send(1, &event), 0);
             assert_eq!(quick.next().await.unwrap().unwrap(), event);
         }
-        assert_eq!(all.send(&event), 1);
+        assert_eq!(all.send(1, &event), 1);
         assert_eq!(quick.next().await.unwrap().unwrap(), event);
         let end = slow.next().await.unwrap().unwrap_err();
         assert_eq!(end.code(), Code::ResourceExhausted);
         assert!(end.message().contains("4 events were waiting"), "{end}");
-        assert_eq!(all.send(&event), 0, "it is counted once");
+        assert_eq!(all.send(1, &event), 0, "it is counted once");
         drop(slow);
-        assert_eq!(all.0.borrow().len(), 1);
+        assert_eq!(all.count(), 1);
     }
 
     #[tokio::test]
     async fn what_was_sent_before_the_end_is_delivered() {
         let all = Subscribers::default();
-        let mut one = all.add().unwrap();
-        all.send(&Bytes::from_static(b"1"));
+        let mut one = all.add(ONE).unwrap();
+        all.send(1, &Bytes::from_static(b"1"));
         assert_eq!(all.end_all(&Ok(())), 1);
-        assert_eq!(all.send(&Bytes::from_static(b"2")), 0);
+        assert_eq!(all.send(1, &Bytes::from_static(b"2")), 0);
         assert_eq!(&*one.next().await.unwrap().unwrap(), b"1");
         assert!(one.next().await.is_none());
     }
@@ -203,17 +284,45 @@ mod tests {
     #[test]
     fn there_are_no_more_than_allowed() {
         let all = Subscribers::default();
-        let mut held: Vec<_> = (0..limits::EVENT_STREAMS).map(|_| all.add().unwrap()).collect();
-        assert!(all.add().is_none());
+        let mut held: Vec<_> = (0..limits::EVENT_STREAMS).map(|_| all.add(ONE).unwrap()).collect();
+        assert!(all.add(ONE).is_none());
         held.pop();
-        assert!(all.add().is_some(), "room is made again");
+        assert!(all.add(ONE).is_some(), "room is made again");
+    }
+
+    #[tokio::test]
+    async fn what_a_connection_has_taken_is_known() {
+        let all = Subscribers::default();
+        let other = ConnectionId(2);
+        assert!(!all.has(ONE));
+        all.send(1, &Bytes::from_static(b"before"));
+        let mut stream = all.add(ONE).unwrap();
+        assert!(all.has(ONE) && !all.has(other));
+        assert!(all.has_taken(ONE, 1), "nothing of before comes");
+        for number in [2, 3] {
+            all.send(number, &Bytes::from_static(b"event"));
+        }
+        assert!(!all.has_taken(ONE, 2) && all.has_taken(other, 3));
+        stream.next().await.unwrap().unwrap();
+        assert!(all.has_taken(ONE, 2) && !all.has_taken(ONE, 3));
+        let waiting = tokio::spawn({
+            let all = all.clone();
+            async move { all.wait_until_taken(|| all.has_taken(ONE, 3)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        stream.next().await.unwrap().unwrap();
+        waiting.await.unwrap();
+        all.send(4, &Bytes::from_static(b"event"));
+        all.end_all(&Ok(()));
+        assert!(all.has_taken(ONE, 4), "nobody waits for a stream that has ended");
     }
 
     #[tokio::test]
     async fn it_is_known_whether_there_are_clients() {
         let all = Subscribers::default();
         all.wait_until_unused().await;
-        let one = all.add().unwrap();
+        let one = all.add(ONE).unwrap();
         all.wait_until_used().await;
         drop(one);
         all.wait_until_unused().await;
