@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 
-use super::cluster::Connection;
 use super::complete;
+use super::connection::Connection;
 use super::failure::Failure;
 use super::targets;
 use crate::args::{Events, Ps, Status, Verify};
