@@ -75,7 +75,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("kubectl kwitness timeline web-0 -o html > web-0.html", "for a browser"),
         ],
     ),
-    ("status", &[("kubectl kwitness status", "is each daemon well?")]),
+    (
+        "status",
+        &[
+            ("kubectl kwitness status", "is each daemon well?"),
+            ("kubectl kwitness status --context prod --as jane", "may jane see that?"),
+        ],
+    ),
 ];
 
 fn examples(command: &str) -> String {
