@@ -1,11 +1,11 @@
 //! What the daemon may do beyond an unprivileged process, why, and for how long.
 //!
 //! ```text
-//!  main thread ── keep TABLE ──┬── keep what lasts ──▶ log, HTTP listener, runtime, engine: every other thread
-//!                              └── setup thread ─────▶ loads, attaches, opens fanotify, and ends
+//!  main thread ── keep LASTING, SETUP ──┬── keep LASTING ──▶ log, HTTP listener, runtime, engine: every other thread
+//!                                       └── setup thread ──▶ loads, attaches, opens fanotify, and ends
 //! ```
 //!
-//! Capabilities are a thread's, so what only the setup takes is given to one thread, and ends with it. Owns the table that units, chart
+//! Capabilities are a thread's, so what only the setup takes is given to one thread, and ends with it. Owns the tables that units, chart
 //! and documentation agree with; how a capability is given up is `kwitness_service::privileges`'.
 
 use std::sync::mpsc::{self, SyncSender};
