@@ -10,6 +10,7 @@ mod metrics;
 mod output;
 mod pins;
 mod recordings;
+mod standby;
 mod subtree;
 mod top;
 
@@ -61,6 +62,9 @@ fn main() -> Result<()> {
         manners::a_loss_is_reported_and_repaired,
         pins::nothing_is_left_behind,
         pins::metrics_begin_at_zero_and_know_what_there_is,
+        standby::a_standby_is_ready_and_no_daemon_yet,
+        standby::without_a_standby_nothing_is_left,
+        standby::an_end_in_the_middle_of_a_hand_over_leaves_nothing,
         recordings::a_recording_has_what_the_daemon_reported,
         recordings::a_recording_goes_on_after_a_crash,
         recordings::a_recording_as_of_a_time,
