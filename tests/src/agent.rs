@@ -108,6 +108,18 @@ impl Agent {
         self.arguments.push(argument.to_owned());
     }
 
+    /// Starts another daemon at its socket, with its arguments and these, and a log of that name.
+    pub fn spawn_beside(&self, name: &str, more: &[&str]) -> Result<Managed> {
+        let mut command = Command::new(&self.program);
+        command.arg("daemon").arg("--socket").arg(&self.socket).args(&self.arguments).args(more);
+        Managed::spawn(name, command, &self.directory.path().join(format!("{name}.log")))
+    }
+
+    /// Has that process as its own; the one that it had.
+    pub fn replace_process(&mut self, process: Managed) -> Managed {
+        std::mem::replace(&mut self.process, process)
+    }
+
     /// Ends it with SIGTERM and starts it again.
     pub async fn restart(&mut self) -> Result<()> {
         self.process.terminate(STOP_LIMIT)?;

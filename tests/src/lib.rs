@@ -43,5 +43,6 @@ pub mod recording;
 pub mod registry;
 pub mod resizes;
 pub mod scrape;
+pub mod standby;
 pub mod suite;
 pub mod survival;

@@ -29,8 +29,8 @@ const COPIES: &[(&str, &str)] = &[
 ];
 /// Kinds of the Prometheus operator, which no schema here has.
 const WITHOUT_SCHEMA: &str = "PodMonitor,PrometheusRule,ServiceMonitor";
-/// The only directory of the host that the daemon writes to.
-const WRITTEN: &str = "/run/kwitness";
+/// The only directories of the host that the daemon writes to.
+const WRITTEN: [&str; 2] = ["/run/kwitness", "/sys/fs/bpf"];
 /// Read-only without what is mounted below, which docs/operations.md says of each: a volume of the API server's, and those with the
 /// host's unmounts.
 const NOT_RECURSIVE: [&str; 3] = ["/etc/kwitness", "/run/containerd", "/var/lib/kubelet"];
@@ -43,6 +43,9 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     ("podMonitor.enabled=true,http.enabled=false", "needs http.enabled"),
     ("serviceMonitor.enabled=true,http.enabled=false", "needs http.enabled"),
     ("podMonitor.enabled=true,serviceMonitor.enabled=true", "exclude each other"),
+    // Its readiness would say nothing of whether it waits.
+    ("updateStrategy.rollingUpdate.maxSurge=1,http.enabled=false", "maxSurge needs http.enabled"),
+    ("updateStrategy.rollingUpdate.maxSurge=1,startupProbe=null,readinessProbe=null", "and a probe"),
     ("kubernetes.enabled=true,serviceAccount.create=false", "needs serviceAccount.name"),
     (
         "exporter.enabled=true,exporter.kubernetesEvents=true,exporter.serviceAccount.create=false",
@@ -317,17 +320,26 @@ fn objects(manifest: &str) -> Result<Vec<Value>> {
         .context("parse the rendered manifest")
 }
 
-/// What the daemon keeps for the next one has a BPF file system to be in, and a pod without one keeps nothing.
+/// What the daemon keeps for the next one has a BPF file system to be in, and a pod without one keeps nothing. A pod that removes it when no
+/// other stands by is one that a rollout lets another stand by for.
 fn check_pins(manifest: &str) -> Result<()> {
     let objects = objects(manifest)?;
     let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
     let pinned = of("ConfigMap")
         .any(|map| map["data"]["config.toml"].as_str().is_some_and(|toml| toml.contains("pin = \"auto\"")));
-    let pod = &of("DaemonSet").next().context("the manifest has no DaemonSet")?["spec"]["template"]["spec"];
+    let set = &of("DaemonSet").next().context("the manifest has no DaemonSet")?["spec"];
+    let pod = &set["template"]["spec"];
     let mut mounts = pod["containers"][0]["volumeMounts"].as_array().into_iter().flatten();
     let mounted =
         mounts.any(|mount| mount["mountPath"] == "/sys/fs/bpf" && mount["readOnly"].as_bool() != Some(true));
     ensure!(pinned == mounted, "kernel.pin is \"auto\": {pinned}; a BPF file system is mounted: {mounted}");
+    let strategy = &set["updateStrategy"];
+    let surge = &strategy["rollingUpdate"]["maxSurge"];
+    let surges = strategy["type"] == "RollingUpdate" && !surge.is_null() && *surge != 0;
+    let args = pod["containers"][0]["args"].as_array().context("no arguments")?;
+    for flag in ["--standby", "--unpin=unless-standby"] {
+        ensure!(args.contains(&json!(flag)) == surges, "{flag} in {args:?}; the strategy is {strategy}");
+    }
     Ok(())
 }
 
@@ -442,7 +454,8 @@ fn check_privileges(manifest: &str) -> Result<()> {
     }
     for mount in pod["containers"][0]["volumeMounts"].as_array().into_iter().flatten() {
         let writable = mount["readOnly"] != true;
-        ensure!(writable == (mount["mountPath"] == WRITTEN), "{mount}: only {WRITTEN} is writable");
+        let is_written = WRITTEN.iter().any(|path| mount["mountPath"] == *path);
+        ensure!(writable == is_written, "{mount}: only {} are writable", WRITTEN.join(" and "));
         let recursive = mount["recursiveReadOnly"] == "IfPossible";
         let excepted = NOT_RECURSIVE.iter().any(|path| mount["mountPath"] == *path);
         ensure!(writable || recursive != excepted, "{mount}: what is mounted below is writable");

@@ -3,6 +3,7 @@
 //! There is neither a controller nor a network plugin here: the test makes the pod of the DaemonSet's template, on the node's network.
 
 use std::fs;
+use std::path::Path;
 
 use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
@@ -13,6 +14,8 @@ pub(crate) const NAMESPACE: &str = "kwitness";
 const POD: &str = "kwitness-node";
 /// What a runtime makes of the chart's `kwitness:VERSION`.
 pub(crate) const IMAGE: &str = concat!("docker.io/library/kwitness:", env!("CARGO_PKG_VERSION"));
+/// Where it pins on the host by default.
+pub(crate) const PINS: &str = "/sys/fs/bpf/kwitness";
 /// `CAP_BPF`, `CAP_PERFMON` and `CAP_SYS_PTRACE` of `linux/capability.h`: the chart's defaults.
 const CAPABILITIES: u64 = 1 << 39 | 1 << 38 | 1 << 19;
 /// Without `CAP_PERFMON`, which the daemon gives up once its probes are attached.
@@ -43,7 +46,14 @@ pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(ctx: &Test
         check_doctor(cluster, &id).await?;
         let listed = cluster.node.exec_output(&id, &["kwitness", "ps"]).await?;
         ensure!(listed.code == 0 && listed.stdout.contains("seen"), "{listed:?}");
-        cluster.api.run(&["delete", "pod", POD, "--namespace", NAMESPACE, "--wait=false"]).map(drop)
+        ensure!(Path::new(PINS).exists(), "nothing is pinned at {PINS}");
+        cluster.api.run(&["delete", "pod", POD, "--namespace", NAMESPACE, "--wait=false"])?;
+        // Nobody stands by to go on with it.
+        wait_for("the end of what is pinned", SOON, async || {
+            tokio::time::sleep(PAUSE).await;
+            Ok((!Path::new(PINS).exists()).then_some(()))
+        })
+        .await
     })
     .await;
     // Made by the kubelet for the pod, and kept for the next one.

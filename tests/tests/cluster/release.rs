@@ -3,11 +3,12 @@
 //!
 //! ```text
 //!  install ─▶ ready ─▶ a resize of a Deployment, from outside
-//!                   ─▶ storm ─▶ upgrade ─▶ ready ─▶ end of the storm    each life is there, once
-//!                                                   upgrade: --unpin ─▶ uninstall ─▶ nothing is left
+//!                   ─▶ storm ─▶ upgrade ─▶ ready ─▶ end of the storm    each life is there, once, in one epoch
+//!                                                   uninstall ─▶ nothing is left
 //! ```
 //!
-//! There is no network plugin here: the chart is a copy whose pods are on the node's network, and otherwise the same.
+//! There is no network plugin here: the chart is a copy whose pods are on the node's network, and otherwise the same. There, two pods
+//! cannot have one port: each release has another one for its metrics and probes, and the API's is served by the daemon alone.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,7 +26,7 @@ use kwitness_tests::prelude::*;
 use kwitness_tests::process::run;
 use serde_json::Value;
 
-use crate::daemonset::{IMAGE, NAMESPACE};
+use crate::daemonset::{IMAGE, NAMESPACE, PINS};
 use crate::deployment;
 
 const RELEASE: &str = "kwitness";
@@ -34,9 +35,8 @@ const REUSE: &str = "--reset-then-reuse-values";
 /// What the chart has on the host by default.
 const RUN: &str = "/run/kwitness";
 const SOCKET: &str = "/run/kwitness/kwitness.sock";
-const PINS: &str = "/sys/fs/bpf/kwitness";
-/// All that a daemon leaves there: an empty file, which could not be removed without a race for the lock.
-const LOCK: &str = "kwitness.sock.lock";
+/// An emulated processor takes its time to remove what is pinned.
+const PATIENCE: &str = "--set=terminationGracePeriodSeconds=120";
 /// Whose pods are replaced, with all of a control plane on an emulated processor.
 const LIMIT: Duration = Duration::from_secs(600);
 /// Of an answer of the daemon's, in bytes.
@@ -59,7 +59,7 @@ pub(crate) async fn an_upgrade_loses_nothing_and_an_uninstall_leaves_nothing(
             let done = async {
                 let release = Release::new(ctx, &api)?;
                 let programs = programs();
-                release.roll_out(&["install", "--create-namespace"], &["--set=pins.enabled=true"]).await?;
+                release.roll_out(&["install", "--create-namespace"], &[PATIENCE]).await?;
                 release.follow_a_deployment(node).await?;
                 release.upgrade().await?;
                 release.uninstall(&programs).await
@@ -111,7 +111,7 @@ impl<'a> Release<'a> {
         run(&mut command).map(|said| println!("helm {}:\n{said}", arguments.join(" ")))
     }
 
-    /// Installs or upgrades, and waits until each pod is of that release and ready.
+    /// Installs or upgrades, and waits until there is one pod, of that release and ready.
     async fn roll_out(&self, subcommand: &[&str], values: &[&str]) -> Result<()> {
         let chart = self.chart();
         let chart = chart.to_str().context("a path in UTF-8")?;
@@ -125,7 +125,10 @@ impl<'a> Release<'a> {
             last = set["status"].clone();
             let is_seen = set["metadata"]["generation"] == last["observedGeneration"];
             let is_ready = ["updatedNumberScheduled", "numberReady", "desiredNumberScheduled"];
-            Ok((is_seen && is_ready.iter().all(|field| last[*field] == 1)).then_some(()))
+            // The last one's end comes after the next one's readiness.
+            let pods = self.get("pods", &[])?;
+            let is_alone = pods["items"].as_array().is_some_and(|pods| pods.len() == 1);
+            Ok((is_seen && is_alone && is_ready.iter().all(|field| last[*field] == 1)).then_some(()))
         })
         .await;
         rolled_out.with_context(|| format!("{last:#}"))
@@ -157,18 +160,22 @@ impl<'a> Release<'a> {
     async fn upgrade(&self) -> Result<()> {
         let storm = Storm::paced(Kubepods::make(&self.ctx.environment)?, BETWEEN);
         storm.more(LIVES).await?;
-        self.roll_out(&["upgrade", REUSE], &["--set=config.log.level=debug"]).await?;
+        let epoch = epochs(&replay().await?);
+        ensure!(epoch.len() == 1 && Path::new(PINS).exists(), "{epoch:?}; is something pinned at {PINS}?");
+        self.roll_out(&["upgrade", REUSE], &["--set=config.log.level=debug", "--set=http.port=9778"]).await?;
         storm.more(LIVES).await?;
         let (_kubepods, lived) = storm.end()?;
         let last = lived.last().context("nothing lived")?;
         let seen = wait_for("the last container's end", LIMIT, async || {
-            let seen = replay().await?;
+            // The next daemon may not serve yet.
+            let Ok(seen) = replay().await else { return Ok(None) };
             Ok(seen.milestones(&last.id).contains(&"deleted").then_some(seen))
         })
         .await?;
         println!("{} lives and {} events over the upgrade", lived.len(), seen.0.len());
         let restarts = seen.count("agentRestarted");
         ensure!(restarts == 1, "{restarts} restarts in:\n{seen}");
+        ensure!(epochs(&seen) == epoch, "{:?}, not {epoch:?}", epochs(&seen));
         seen.check_unbroken()?;
         ensure!(seen.count("gap") == 0, "a gap in:\n{seen}");
         let by_container = seen.by_container();
@@ -179,10 +186,8 @@ impl<'a> Release<'a> {
         Ok(())
     }
 
-    /// What NOTES.txt and docs/operations.md say. Before, there were these programs in the kernel.
+    /// Before, there were these programs in the kernel.
     async fn uninstall(&self, before: &BTreeSet<(u32, String)>) -> Result<()> {
-        let set = ["--set", "extraArgs={--unpin}", "--set", "terminationGracePeriodSeconds=120"];
-        self.roll_out(&["upgrade", REUSE], &set).await?;
         ensure!(Path::new(PINS).exists(), "nothing is pinned at {PINS}");
         let pods = self.get("pods", &[])?;
         let pods = pods["items"].as_array().context("no list of pods")?;
@@ -214,7 +219,7 @@ impl<'a> Release<'a> {
         let entries = fs::read_dir(RUN).with_context(|| format!("list {RUN}"))?;
         let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         let names = names.collect::<Result<Vec<_>>>()?;
-        ensure!(names == [LOCK], "left in {RUN}: {names:?}");
+        ensure!(names.is_empty(), "left in {RUN}: {names:?}");
         Ok(())
     }
 }
@@ -227,6 +232,10 @@ async fn replay() -> Result<Seen> {
     let mut watcher = Watcher::open(client, request).await?;
     watcher.wait_end().await?.context("the replay ended with an error")?;
     Ok(watcher.seen())
+}
+
+fn epochs(seen: &Seen) -> BTreeSet<String> {
+    seen.events().filter_map(|event| Some(event.position.as_ref()?.epoch.clone())).collect()
 }
 
 fn programs() -> BTreeSet<(u32, String)> {

@@ -11,6 +11,7 @@ mod output;
 mod pins;
 mod privileges;
 mod recordings;
+mod standby;
 mod subtree;
 mod top;
 
@@ -63,6 +64,9 @@ fn main() -> Result<()> {
         pins::nothing_is_left_behind,
         privileges::each_thread_has_kept_what_is_documented,
         pins::metrics_begin_at_zero_and_know_what_there_is,
+        standby::a_standby_is_ready_and_no_daemon_yet,
+        standby::without_a_standby_nothing_is_left,
+        standby::an_end_in_the_middle_of_a_hand_over_leaves_nothing,
         recordings::a_recording_has_what_the_daemon_reported,
         recordings::a_recording_goes_on_after_a_crash,
         recordings::a_recording_as_of_a_time,

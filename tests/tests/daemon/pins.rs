@@ -37,7 +37,8 @@ pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
     check_gone(&bpffs, &agent)
 }
 
-fn check_gone(bpffs: &Bpffs, agent: &Agent) -> Result<()> {
+/// That neither pins nor a ledger are left.
+pub(crate) fn check_gone(bpffs: &Bpffs, agent: &Agent) -> Result<()> {
     for path in [bpffs.pins(), ledger_of(agent)] {
         ensure!(!path.exists(), "{} is still there", path.display());
     }

@@ -7,6 +7,7 @@ use kwitness_api::proto::{self, Basis, GapCause};
 use kwitness_tests::alone;
 use kwitness_tests::outage::{Bpffs, Client, Lived, Storm, lasting, ledger_of};
 use kwitness_tests::prelude::*;
+use kwitness_tests::standby::Standby;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -16,6 +17,7 @@ fn main() -> Result<()> {
     let mut cases = alone![
         nothing_is_lost_over_crashes,
         nothing_is_lost_over_upgrades,
+        nothing_is_lost_over_hand_overs,
         other_records_replace_the_programs_and_keep_the_epoch,
         what_is_incomplete_or_truncated_is_replaced_by_name,
         pins_that_vanish_cost_the_outage_only,
@@ -153,6 +155,49 @@ async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     ensure!(reported == restarts, "{reported} of {restarts} restarts in:\n{seen}");
     drop(kubepods);
     agent.stop()
+}
+
+/// Rollouts: the next daemon waits until the last one has been told to stop, and goes on with everything. The last one of all leaves nothing,
+/// and one that is killed leaves everything.
+async fn nothing_is_lost_over_hand_overs(ctx: &TestContext) -> Result<()> {
+    /// Lives between two steps, at least.
+    const LIVES: usize = 10;
+    let (bpffs, kubepods) = (Bpffs::mount()?, Kubepods::make(&ctx.environment)?);
+    let mut agent = bpffs.agent(&ctx.environment).await?;
+    agent.add_argument("--unpin=unless-standby");
+    agent.kill()?;
+    agent.start_again().await?;
+    let (first, sets) = (epoch(&agent).await?, bpffs.sets()?);
+    let mut watcher = agent.watch(from_now()).await?;
+    let lasting = lasting(&kubepods, &mut watcher).await?;
+    let mut client = Client::new(watcher);
+
+    let storm = Storm::begin(kubepods);
+    let hand_overs = ["second", "third"];
+    for name in hand_overs {
+        storm.more(LIVES).await?;
+        let standby = Standby::start(&agent, name).await?;
+        // It is no outage: the last one still runs.
+        storm.more(LIVES).await?;
+        standby.take_over(&mut agent).await.with_context(|| agent.log_tail())?;
+        client = client.resume(&agent).await?;
+    }
+    storm.more(LIVES).await?;
+    agent.kill()?;
+    agent.start_again().await?;
+    client = client.resume(&agent).await?;
+    let (kubepods, lived) = storm.end()?;
+    let last = lasting.end()?;
+    let seen = client.until_deleted(&last).await.with_context(|| agent.log_tail())?;
+    check_lives(&seen, &lived, &last).with_context(|| agent.log_tail())?;
+    let restarts = seen.count("agentRestarted");
+    ensure!(restarts == hand_overs.len() + 1, "{restarts} restarts in:\n{seen}");
+    ensure!(epoch(&agent).await? == first && bpffs.sets()? == sets, "{}", agent.log_tail());
+    drop(kubepods);
+    let ledger = ledger_of(&agent);
+    agent.stop()?;
+    ensure!(!bpffs.pins().exists() && !ledger.exists(), "the last one has left something");
+    Ok(())
 }
 
 /// Thousands of containers, twenty crashes, and three upgrades to another layout: nothing is missing, nothing is double, and the client

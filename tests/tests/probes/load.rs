@@ -5,20 +5,19 @@ use std::num::NonZeroU32;
 use kwitness_agent::probe::capability::{CAPABILITIES, Exclusion, HookKind, Importance, Tracepoints};
 use kwitness_agent::probe::environment::kernel_release;
 use kwitness_agent::probe::{
-    Advised, CapabilityReport, Loaded, LockError, ProbeError, ProbeLog, Reason, Settings, survey,
+    Advised, CapabilityReport, Loaded, ProbeError, ProbeLog, Reason, Settings, survey,
 };
 use kwitness_tests::prelude::*;
 
 use crate::all_but;
 
 pub fn cases(ctx: &TestContext) -> Vec<Case> {
-    // What is refused by name, or by a lock, is so before the kernel is called.
+    // What is refused by name is so before the kernel is called.
     let repeated = ctx.environment.same_everywhere();
     vec![
         Case::new("every_hook_of_every_capability_loads", |_| every_hook()),
         Case::new("a_missing_optional_capability_degrades", |_| degrades()),
         Case::new("a_missing_vital_capability_is_an_error_in_words", |_| vital()).refused(repeated),
-        Case::new("one_instance_at_a_time", |_| one_instance()).refused(repeated),
         Case::new("a_set_too_large_for_the_machine", |_| too_large()),
     ]
 }
@@ -87,23 +86,6 @@ fn vital() -> Result<()> {
             ensure!(text.contains(part), "no `{part}` in: {text}");
         }
     }
-    Ok(())
-}
-
-fn one_instance() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let settings = Settings { lock_file: Some(directory.path().join("lock")), ..Settings::default() };
-    let first = Loaded::load(&settings)?;
-    match Loaded::load(&settings) {
-        Err(ProbeError::Lock(LockError::AlreadyRunning { holder: Some(pid), .. }))
-            if pid == std::process::id() => {}
-        Err(other) => anyhow::bail!("{other}"),
-        Ok(_) => anyhow::bail!("a second one was loaded"),
-    }
-    // A survey of the kernel's capabilities disturbs no daemon.
-    ensure!(survey(&settings)?.suffices());
-    drop(first);
-    Loaded::load(&settings)?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! between is seen twice and reported once; the API answers once the scan is done.
 
 mod log;
+mod succession;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -36,14 +37,15 @@ use crate::namespaces;
 use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::privileges::Setup;
 use crate::probe::capability::LIMIT_WRITES;
-use crate::probe::pins;
-use crate::probe::{Advised, Attached, Capabilities, Loaded, SetId, Settings, error_chain};
+use crate::probe::{Advised, Attached, Capabilities, Loaded, SetId, Settings, check_process, error_chain};
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{
     ConnectionCounters, InstanceLock, Limits, Listener, Signal, Signals, Socket, notify_ready,
 };
+use succession::{Turn, take_turn, told_to_stop};
+pub use succession::{Unpin, uninstall};
 
 /// Answers of the runtime on their way to the engine.
 const ANSWERS: usize = 256;
@@ -53,8 +55,10 @@ const ANSWERS: usize = 256;
 pub struct Options {
     /// What the core observes is written to that file.
     pub record: Option<PathBuf>,
-    /// At its end, nothing stays pinned.
-    pub unpin: bool,
+    /// When it removes what it keeps for the next daemon.
+    pub unpin: Unpin,
+    /// While another daemon runs at the socket, it waits for that one's end.
+    pub standby: bool,
     /// What SIGHUP applies.
     pub reload: Reload,
 }
@@ -64,42 +68,29 @@ pub struct Options {
 /// # Errors
 /// What keeps it from starting or going on; each with what to do.
 pub async fn run(config: Config, options: Options, setup: Setup) -> anyhow::Result<()> {
-    watch_node(&config, options.record.as_deref(), options.reload, setup).await?;
-    // What is there if it could not start may be another daemon's.
-    if options.unpin {
-        uninstall(&config)?;
-    }
-    Ok(())
-}
-
-/// Removes what daemons with this configuration left for the next one: what is pinned, and the ledger; their paths.
-///
-/// # Errors
-/// A daemon runs, or something cannot be removed.
-pub fn uninstall(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
-    let directory = &config.pin_directory;
-    let sets = pins::uninstall(directory)
-        .map_err(|error| Advised::from(&error))
-        .context("cannot remove what is pinned")?;
-    let mut removed: Vec<_> = sets.iter().map(|set| directory.join(set)).collect();
-    let place = ledger(config);
-    if place.directory.exists() {
-        let _lock = InstanceLock::acquire(&lock_file(&config.socket))?;
-        place.remove().with_context(|| format!("cannot remove {}", place.directory.display()))?;
-        removed.push(place.directory);
-    }
-    Ok(removed)
-}
-
-async fn watch_node(
-    config: &Config,
-    record: Option<&Path>,
-    reload: Reload,
-    setup: Setup,
-) -> anyhow::Result<()> {
-    let clock = Clock::read();
     // Before anything that takes long: until then, every signal ends the process, SIGHUP and SIGUSR1 as well.
     let mut signals = Signals::handle()?;
+    let unpin = options.unpin;
+    if unpin != Unpin::Never {
+        // Told to stop while it starts, it does so once it can tell what to remove.
+        signals.suspend_deadline();
+    }
+    // What is there if it could not start may be another daemon's.
+    let Some(lock) = watch_node(&config, options, &mut signals, setup).await? else { return Ok(()) };
+    if unpin != Unpin::Never {
+        signals.suspend_deadline();
+    }
+    succession::end(&config, lock, unpin)
+}
+
+/// The lock, if the process was this node's daemon, or was to be the next one: what is left is its to decide on.
+async fn watch_node(
+    config: &Config,
+    options: Options,
+    signals: &mut Signals,
+    setup: Setup,
+) -> anyhow::Result<Option<InstanceLock>> {
+    let Options { record, reload, standby, unpin: _ } = options;
     Socket::make_directory(&config.socket)?;
     let mut settings = config.probe.clone();
     settings.lock_file = Some(lock_file(&config.socket));
@@ -115,6 +106,15 @@ async fn watch_node(
     let cgroups = CgroupFs::find(&config.subtree)?;
     namespaces::configure(&mut settings, &cgroups, config.any_pid_namespace)?;
     pressure::configure(&mut settings, config, &cgroups);
+    // A standby that could never run is not to be waited for.
+    check_process().map_err(Advised::from)?;
+    let reload_due = Notify::new();
+    let stop = told_to_stop(signals, &reload_due);
+    let lock = match take_turn(&config.socket, standby, stop, &metrics).await? {
+        Turn::Taken(lock) => lock,
+        Turn::Stopped(lock) => return Ok(lock),
+    };
+    let clock = Clock::read();
     let began = Instant::now();
     let Probes { attached, mut capabilities, watch, until_loaded, until_attached } = {
         let (settings, cgroups) = (settings.clone(), cgroups.clone());
@@ -179,7 +179,7 @@ async fn watch_node(
         answers,
         requests,
     };
-    let engine = Engine::new(parts, record)?;
+    let engine = Engine::new(parts, record.as_deref())?;
     let connections = listener.counters();
     let reports = handle.clone();
     let capabilities_shown = capabilities.clone();
@@ -240,10 +240,11 @@ async fn watch_node(
         }
         std::future::pending::<()>().await;
     };
+    signals.resume_deadline();
     let ended = tokio::select! {
         ended = &mut running => Some(ended.context("the engine panicked").flatten()),
         ended = &mut serving => Some(ended.context("the API panicked").flatten()),
-        () = until_stop(&mut signals, &reports, &connections, reload) => None,
+        () = until_stop(signals, &reports, &connections, reload, &reload_due) => None,
         () = starting => None,
     };
     metrics.reached(Stage::Stopping);
@@ -260,7 +261,7 @@ async fn watch_node(
     if !serving.is_finished() {
         serving.await.context("the API panicked")??;
     }
-    ended.unwrap_or(Ok(()))
+    ended.unwrap_or(Ok(())).map(|()| Some(lock))
 }
 
 /// What the setup leaves.
@@ -291,20 +292,20 @@ async fn until_stop(
     reports: &Handle,
     connections: &ConnectionCounters,
     reload: Reload,
+    reload_due: &Notify,
 ) {
-    let due = Notify::new();
     let handling = async {
         loop {
             match signals.next().await {
                 Signal::Stop => return,
-                Signal::Reload => due.notify_one(),
+                Signal::Reload => reload_due.notify_one(),
                 Signal::LogCounters => log_counters(reports, connections).await,
             }
         }
     };
     tokio::select! {
         () = handling => {}
-        () = reload.follow(&due) => {}
+        () = reload.follow(reload_due) => {}
     }
 }
 

@@ -83,6 +83,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             ("kwitness daemon", "with its configuration file"),
             ("kwitness daemon --set log.level=\"debug\"", "with one setting replaced"),
+            ("kwitness daemon --standby", "once the other one has ended"),
         ],
     ),
     ("cri-proxy", &[("kwitness cri-proxy --runtime-endpoint /run/crio/crio.sock", "in front of CRI-O")]),

@@ -32,7 +32,7 @@ pub use binding::{Binding, BindingState};
 pub use connection::Connection;
 pub use counter::Counter;
 pub use listener::{Limits, Listener};
-pub use lock::{InstanceLock, LockError};
+pub use lock::{InstanceLock, LockError, Role, Standby};
 pub use notify::notify_ready;
 pub use pid_namespace::{in_initial_pid_namespace, pid_namespace};
 pub use signals::{Signal, Signals};

@@ -2,12 +2,14 @@
 //!
 //! | Signal | What happens |
 //! |---|---|
-//! | SIGTERM, SIGINT | the program stops; it is ended after [`STOP`] if it has not |
+//! | SIGTERM, SIGINT | the program stops; it is ended after [`STOP`] if it has not, unless it [has reason to take longer](Signals::suspend_deadline) |
 //! | SIGUSR1 | the program's counters go to the log |
 //! | SIGHUP | the program reads its configuration again, if it can apply any of it; the end of a login session must not end it |
 //!
 //! A thread of its own waits for them, so that the end comes even while every worker of the runtime is stuck.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -31,7 +33,10 @@ pub enum Signal {
 
 /// The signals that come from now on.
 #[derive(Debug)]
-pub struct Signals(mpsc::UnboundedReceiver<Signal>);
+pub struct Signals {
+    received: mpsc::UnboundedReceiver<Signal>,
+    is_suspended: Arc<AtomicBool>,
+}
 
 impl Signals {
     /// Handles them from now on, once in a process.
@@ -41,7 +46,9 @@ impl Signals {
     pub fn handle() -> anyhow::Result<Self> {
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
             .context("cannot handle signals")?;
-        let (to, from) = mpsc::unbounded_channel();
+        let (to, received) = mpsc::unbounded_channel();
+        let is_suspended = Arc::new(AtomicBool::new(false));
+        let suspended = Arc::clone(&is_suspended);
         let wait = move || {
             for signal in &mut signals {
                 match signal {
@@ -51,6 +58,9 @@ impl Signals {
                         // It has no receiver when the program is ending already.
                         let _ = to.send(Signal::Stop);
                         thread::sleep(STOP);
+                        if suspended.load(Ordering::Relaxed) {
+                            continue;
+                        }
                         tracing::warn!("not stopped in time: exiting now");
                         // Without the handlers of exit(3), which may wait for what hangs.
                         signal_hook::low_level::exit(0);
@@ -59,12 +69,22 @@ impl Signals {
             }
         };
         thread::Builder::new().name("signals".to_owned()).spawn(wait).context("cannot handle signals")?;
-        Ok(Self(from))
+        Ok(Self { received, is_suspended })
+    }
+
+    /// From now on, a program that was told to stop is not ended for taking longer than [`STOP`]: what it does must not be cut off.
+    pub fn suspend_deadline(&self) {
+        self.is_suspended.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on, it is again. A signal whose time has passed meanwhile has no deadline any more.
+    pub fn resume_deadline(&self) {
+        self.is_suspended.store(false, Ordering::Relaxed);
     }
 
     /// The next one.
     pub async fn next(&mut self) -> Signal {
-        match self.0.recv().await {
+        match self.received.recv().await {
             Some(signal) => signal,
             // The thread never ends.
             None => std::future::pending().await,
@@ -84,35 +104,95 @@ mod tests {
 
     const CHILD: &str = "KWITNESS_TEST_SIGNALS";
 
-    /// In a process of its own: this test starts itself again. Its only worker is stuck, as by a file that never answers.
+    fn is_child() -> bool {
+        std::env::var_os(CHILD).is_some()
+    }
+
+    /// What the child says, and waits for.
+    fn say(line: &str) {
+        println!("\n{line}");
+    }
+
+    fn next(signals: &mut Signals) -> Signal {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(signals.next())
+    }
+
+    /// The same test in a process of its own, which takes the part of [`is_child`].
+    struct Child(std::process::Child, Box<dyn Iterator<Item = String>>);
+
+    impl Child {
+        fn start(test: &str) -> Self {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "--nocapture"])
+                .arg(format!("signals::tests::{test}"))
+                .env(CHILD, "1")
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+            Self(child, Box::new(lines))
+        }
+
+        fn wait_for(&mut self, said: &str) {
+            assert!(self.1.any(|line| line == said), "it never says {said}");
+        }
+
+        fn signal(&self, signal: Unix) {
+            kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();
+        }
+
+        fn wait_end(&mut self) {
+            assert_eq!(self.0.wait().unwrap().code(), Some(0));
+        }
+    }
+
+    /// Its only worker is stuck, as by a file that never answers.
     #[test]
     fn a_stuck_program_ends_and_only_after_a_signal_to_stop() {
-        if std::env::var_os(CHILD).is_some() {
+        if is_child() {
             let mut signals = Signals::handle().unwrap();
-            println!("\nready");
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            assert_eq!(runtime.block_on(signals.next()), Signal::Reload);
-            assert_eq!(runtime.block_on(signals.next()), Signal::LogCounters);
-            println!("\ncounters");
+            say("ready");
+            assert_eq!(next(&mut signals), Signal::Reload);
+            assert_eq!(next(&mut signals), Signal::LogCounters);
+            say("counters");
             loop {
                 thread::park();
             }
         }
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture"])
-            .arg("signals::tests::a_stuck_program_ends_and_only_after_a_signal_to_stop")
-            .env(CHILD, "1")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let pid = Pid::from_raw(child.id().try_into().unwrap());
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        assert!(lines.any(|line| line == "ready"));
-        kill(pid, Unix::SIGHUP).unwrap();
-        kill(pid, Unix::SIGUSR1).unwrap();
-        assert!(lines.any(|line| line == "counters"), "neither ends it");
-        kill(pid, Unix::SIGTERM).unwrap();
+        let mut child = Child::start("a_stuck_program_ends_and_only_after_a_signal_to_stop");
+        child.wait_for("ready");
+        child.signal(Unix::SIGHUP);
+        child.signal(Unix::SIGUSR1);
+        // Neither ends it.
+        child.wait_for("counters");
+        child.signal(Unix::SIGTERM);
         // Waits forever unless the signals' thread ends it.
-        assert_eq!(child.wait().unwrap().code(), Some(0));
+        child.wait_end();
+    }
+
+    #[test]
+    fn what_must_not_be_cut_off_is_not() {
+        if is_child() {
+            let mut signals = Signals::handle().unwrap();
+            signals.suspend_deadline();
+            say("ready");
+            assert_eq!(next(&mut signals), Signal::Stop);
+            say("told to stop");
+            // The signals' thread passes this one on when the other one's time is over.
+            assert_eq!(next(&mut signals), Signal::LogCounters);
+            signals.resume_deadline();
+            say("resumed");
+            loop {
+                thread::park();
+            }
+        }
+        let mut child = Child::start("what_must_not_be_cut_off_is_not");
+        child.wait_for("ready");
+        child.signal(Unix::SIGTERM);
+        child.wait_for("told to stop");
+        child.signal(Unix::SIGUSR1);
+        child.wait_for("resumed");
+        child.signal(Unix::SIGTERM);
+        child.wait_end();
     }
 }

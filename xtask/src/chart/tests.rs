@@ -44,16 +44,23 @@ fn the_schema_has_every_setting_of_the_daemon() {
 }
 
 #[test]
-fn pins_have_a_bpf_file_system() {
+fn pins_have_a_bpf_file_system_and_a_standby() {
     let manifest = fs::read_to_string(root().join(MANIFEST)).unwrap();
     check_pins(&manifest).unwrap();
-    let pinned = manifest.replace("[kubelet]", "[kernel]\n    pin = \"auto\"\n    [kubelet]");
-    assert!(pinned != manifest && check_pins(&pinned).is_err());
-    let mounted = pinned.replace(
-        "          volumeMounts:\n",
-        "          volumeMounts:\n            - {name: bpffs, mountPath: /sys/fs/bpf}\n",
-    );
-    check_pins(&mounted).unwrap();
+    for (part, replacement, error) in [
+        ("pin = \"auto\"", "pin = \"off\"", "is mounted: true"),
+        (
+            "mountPath: /sys/fs/bpf",
+            "mountPath: /sys/fs/bpf\n              readOnly: true",
+            "is mounted: false",
+        ),
+        ("maxSurge: 10%", "maxSurge: 0", "the strategy is"),
+        ("- --standby", "- --record", "--standby in"),
+    ] {
+        assert!(manifest.contains(part), "{part}");
+        let found = check_pins(&manifest.replace(part, replacement)).unwrap_err().to_string();
+        assert!(found.contains(error), "{part}: {found}");
+    }
 }
 
 #[test]

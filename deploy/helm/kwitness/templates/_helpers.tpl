@@ -81,6 +81,43 @@ app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 {{- end }}
 {{- end }}
 
+{{- /* Whether the kubelet waits for what a pod says, before it says that the pod is ready. */}}
+{{- define "kwitness.isProbed" -}}
+{{- if and .Values.http.enabled (or .Values.startupProbe .Values.readinessProbe) -}}
+true
+{{- end }}
+{{- end }}
+
+{{- /* With pins, the next daemon waits on the node until this one ends: nothing is lost. Without, nothing is gained by a second pod. */}}
+{{- define "kwitness.updateStrategy" -}}
+{{- if .Values.updateStrategy }}
+{{- toYaml .Values.updateStrategy }}
+{{- else if and .Values.pins.enabled (include "kwitness.isProbed" .) -}}
+type: RollingUpdate
+rollingUpdate:
+  maxSurge: 10%
+  maxUnavailable: 0
+{{- else -}}
+type: RollingUpdate
+rollingUpdate:
+  maxSurge: 0
+  maxUnavailable: 10%
+{{- end }}
+{{- end }}
+
+{{- /* Whether a rollout starts the next pod of a node before it ends the last one. */}}
+{{- define "kwitness.surges" -}}
+{{- $strategy := include "kwitness.updateStrategy" . | fromYaml }}
+{{- with $strategy.rollingUpdate }}
+{{- if and (ne $strategy.type "OnDelete") .maxSurge (not (has (toString .maxSurge) (list "0" "0%"))) -}}
+{{- if not (include "kwitness.isProbed" $) }}
+{{- fail "updateStrategy.rollingUpdate.maxSurge needs http.enabled and a probe: the last pod must not end before the next one stands by" }}
+{{- end -}}
+true
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /*
 The daemon's configuration as TOML: the chart's own settings, then those of `config`. Each value is written as JSON, which for strings,
 numbers, booleans and lists is TOML, too; toToml would write 64 as 64.0. A setting that is null is left out.

@@ -4,6 +4,9 @@
 kwitness_service::metrics! {
     /// The daemon's metrics, in the order of the reference page.
     CATALOG {
+        STANDBY: Gauge, "kwitness_standby", [],
+            "Whether this daemon waits for another one on the node to end, to take over (`--standby`): 1 or 0. If 1, it has no \
+             metrics but its process'.";
         HOOK_INFO: Gauge, "kwitness_hook_info", ["capability", "hook", "state"],
             "Hook that provides a capability; always 1. state is preferred, fallback or missing.";
         PROBLEM: Gauge, "kwitness_problem", ["problem"], "A problem that `kwitness status` reports at present; always 1.";

@@ -18,6 +18,11 @@ use crate::probe::{CapabilityReport, RingState};
 use crate::wire::{problem, unserved};
 use kwitness_api::EventKind;
 
+/// Whether there is anything to count.
+pub(super) fn standby(exposition: &mut Exposition, is_standby: bool) {
+    exposition.set(&STANDBY, u64::from(is_standby));
+}
+
 /// What the parts count themselves.
 pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     let Sources {

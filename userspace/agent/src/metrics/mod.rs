@@ -8,7 +8,8 @@
 //!
 //! Everything here runs on the listener's thread. A scrape reads what is in memory: the journal as any watcher does, the last report
 //! of the engine, and counters; it never waits for the engine, and the engine never waits for it. Owns the state of the probes:
-//! startup and readiness are about the first scan, liveness is about the engine, and none is about the container runtime.
+//! startup and readiness are about the first scan, liveness is about the engine, a standby passes all three, and none is about the
+//! container runtime.
 
 mod catalog;
 mod expose;
@@ -71,6 +72,8 @@ pub struct Sources {
 /// How far the daemon is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Another daemon runs; this one takes over when that ends.
+    Standby,
     /// The probes are being loaded and attached.
     Loading,
     /// The first scan is under way.
@@ -219,8 +222,9 @@ impl Pages for Metrics {
         let now = Instant::now();
         self.collect(now);
         let mut exposition = Exposition::default();
-        let Collected { workload, report, .. } = &*self.collected();
+        let Collected { stage, workload, report, .. } = &*self.collected();
         self.program.expose(&mut exposition);
+        expose::standby(&mut exposition, *stage == Stage::Standby);
         if let Some(sources) = self.sources.get() {
             expose::daemon(&mut exposition, sources);
             expose::workload(&mut exposition, workload);
@@ -252,6 +256,10 @@ fn health(probe: Probe, stage: Stage, silence: Option<Duration>) -> Health {
         // A rollout waits for readiness: it must not go on with a daemon that hangs.
         (Probe::Live | Probe::Ready, Stage::Ready, Some(silence)) if silence > SILENCE_MAX => {
             Err(format!("the engine has not answered for {} s", silence.as_secs()).into())
+        }
+        // A rollout ends the other one only once this one is ready.
+        (_, Stage::Standby, _) => {
+            Ok("standby: another daemon runs, and this one takes over when it ends".into())
         }
         (Probe::Live, Stage::Loading | Stage::Scanning, _) => Ok("starting".into()),
         (Probe::Live, Stage::Ready | Stage::Stopping, _) => Ok("running".into()),

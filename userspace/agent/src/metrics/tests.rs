@@ -16,6 +16,9 @@ fn probes_say_what_they_wait_for() {
     for stage in [Stage::Loading, Stage::Scanning] {
         assert_eq!(text(Probe::Live, stage, None), "ok: starting", "startup has a probe of its own");
     }
+    for probe in [Probe::Startup, Probe::Ready, Probe::Live] {
+        assert!(text(probe, Stage::Standby, None).starts_with("ok: standby: "), "{probe:?}");
+    }
     assert!(text(Probe::Startup, Stage::Ready, Some(3600)).starts_with("ok: "), "it has started");
     assert_eq!(text(Probe::Live, Stage::Ready, Some(60)), "ok: running");
     assert!(text(Probe::Ready, Stage::Ready, Some(60)).starts_with("ok: "));
@@ -79,5 +82,9 @@ fn before_there_is_anything_to_show_a_scrape_shows_the_process() {
     for name in ["kwitness_build_info{version=", "process_resident_memory_bytes ", "process_open_fds "] {
         assert!(text.contains(&format!("\n{name}")), "{text}");
     }
+    assert!(text.contains("\nkwitness_standby 0\n"), "{text}");
     assert!(!text.contains("kwitness_events_total"), "{text}");
+    metrics.reached(Stage::Standby);
+    let text = metrics.metrics().text(kwitness_service::metrics::Format::Prometheus);
+    assert!(text.contains("\nkwitness_standby 1\n"), "{text}");
 }

@@ -4,7 +4,6 @@ use std::io;
 
 use kwitness_api::causes;
 use kwitness_btf::BtfError;
-pub use kwitness_service::LockError;
 
 use super::{
     capability::Capability,
@@ -56,10 +55,6 @@ pub enum ProbeError {
         /// The fields that are missing.
         missing: Vec<String>,
     },
-
-    /// Another daemon runs.
-    #[error(transparent)]
-    Lock(#[from] LockError),
 
     /// A map cannot be allocated: not enough memory, or RLIMIT_MEMLOCK too low.
     #[error("cannot allocate BPF map {map} (RLIMIT_MEMLOCK is {memlock})")]
@@ -135,7 +130,7 @@ impl ProbeError {
             Self::Program { .. } => Some("run `kwitness uninstall-pins`, then start again"),
             Self::Log(_) => Some("set kernel.log to \"off\""),
             Self::Cpus(_) => Some("mount sysfs at /sys"),
-            Self::Lock(_) | Self::Map { .. } | Self::Register(_) => None,
+            Self::Map { .. } | Self::Register(_) => None,
         }
     }
 }

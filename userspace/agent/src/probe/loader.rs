@@ -23,7 +23,6 @@ use aya::{
 use kwitness_abi::{KernelLayout, LIMIT_FILE_NAME_CAP, LimitFileName, Pattern};
 use kwitness_btf::Btf;
 use kwitness_core::model::LimitFile;
-use kwitness_service::InstanceLock;
 use nix::{libc, sys::resource};
 
 use super::{
@@ -60,7 +59,6 @@ pub struct Loaded {
     chooser: Chooser,
     choices: Vec<Choice>,
     log: ProbeLog,
-    lock: Option<InstanceLock>,
     pinned: std::result::Result<pins::Set, Unpinned>,
 }
 
@@ -69,7 +67,6 @@ pub struct Attached {
     pub(super) ebpf: Ebpf,
     pub(super) capabilities: Capabilities,
     pub(super) log: ProbeLog,
-    pub(super) lock: Option<InstanceLock>,
     /// Every attached program.
     pub(super) programs: Vec<AttachedProgram>,
     /// The capabilities whose hooks were attached by this process, or that have none. Without those that the programs serve which are
@@ -84,19 +81,9 @@ pub struct Attached {
 impl Loaded {
     /// Makes the maps, loads the best hook for each capability.
     pub fn load(settings: &Settings) -> Result<Self> {
-        let missing = environment::missing_privileges();
-        if !missing.is_empty() {
-            return Err(ProbeError::Unprivileged { missing });
-        }
-        if environment::lockdown() == Some(Lockdown::Confidentiality) {
-            return Err(ProbeError::Lockdown);
-        }
-        if let Some(offset) = kwitness_service::boot_time_offset() {
-            return Err(ProbeError::TimeNamespace { offset });
-        }
-        let lock = settings.lock_file.as_deref().map(InstanceLock::acquire).transpose()?;
+        check_process()?;
         let pinned = pins::take(settings);
-        let mut loaded = Self::open(settings, lock, pinned)?;
+        let mut loaded = Self::open(settings, pinned)?;
         for choice in &mut loaded.choices {
             if let Ok(set) = &loaded.pinned
                 && choice.adopt(set)
@@ -110,11 +97,7 @@ impl Loaded {
     }
 
     /// Everything but the programs.
-    fn open(
-        settings: &Settings,
-        lock: Option<InstanceLock>,
-        pinned: std::result::Result<pins::Set, Unpinned>,
-    ) -> Result<Self> {
+    fn open(settings: &Settings, pinned: std::result::Result<pins::Set, Unpinned>) -> Result<Self> {
         let bytes = fs::read(BTF_PATH).map_err(ProbeError::NoBtf)?;
         let layout = layout::resolve(&Btf::parse(&bytes)?);
         let missing = layout::missing(&layout, &layout::PID_FIELDS);
@@ -169,7 +152,7 @@ impl Loaded {
         let (exclude, syscalls) = (settings.exclude.clone(), settings.syscalls);
         let chooser = Chooser { btf, layout, exclude, syscalls, no_charges, is_charged: settings.is_charged };
         let choices = choices().collect();
-        Ok(Self { ebpf, chooser, choices, log: settings.log, lock, pinned })
+        Ok(Self { ebpf, chooser, choices, log: settings.log, pinned })
     }
 
     /// Attaches every loaded program; beside those of another layout, if those can be read on.
@@ -192,13 +175,13 @@ impl Loaded {
         // Again: what has come between the first time and the attaching. The rest, the new programs have seen.
         let old = old.and_then(|old| copied(old, &mut self.ebpf, Meanwhile::Attached));
         let replaces = old.map(|old| (old, Overlap { began, whole }));
-        let Self { ebpf, choices, log, lock, pinned, .. } = self;
+        let Self { ebpf, choices, log, pinned, .. } = self;
         // A capability without a hook may have a substitute, which is no program.
         let is_read_on =
             |name: &str| replaces.as_ref().is_some_and(|(old, _): &(OldPrograms, Overlap)| old.serve(name));
         let is_new = |choice: &&Choice| choice.links != Links::Adopted && !is_read_on(choice.capability.name);
         let new = choices.iter().filter(is_new).map(|choice| choice.capability.name).collect();
-        Ok(Attached { new, replaces, capabilities: report(choices), ebpf, log, lock, programs, pinned })
+        Ok(Attached { new, replaces, capabilities: report(choices), ebpf, log, programs, pinned })
     }
 }
 
@@ -236,11 +219,26 @@ pub fn kernel_layout() -> Result<impl aya::Pod> {
     Ok(LayoutGlobal(layout::resolve(&Btf::parse(&bytes)?)))
 }
 
-/// Reports what this kernel offers, by loading and attaching everything for a moment. Acquires no lock: it disturbs no
+/// Whether this process may load probes at all, whatever the kernel offers.
+pub fn check_process() -> Result<()> {
+    let missing = environment::missing_privileges();
+    if !missing.is_empty() {
+        return Err(ProbeError::Unprivileged { missing });
+    }
+    if environment::lockdown() == Some(Lockdown::Confidentiality) {
+        return Err(ProbeError::Lockdown);
+    }
+    if let Some(offset) = kwitness_service::boot_time_offset() {
+        return Err(ProbeError::TimeNamespace { offset });
+    }
+    Ok(())
+}
+
+/// Reports what this kernel offers, by loading and attaching everything for a moment. Needs no lock: it disturbs no
 /// running daemon. What prevents every program (no BTF, no memory for a map) is one error; what prevents a single hook is
 /// in its capability's refusals.
 pub fn survey(settings: &Settings) -> Result<Capabilities> {
-    let Loaded { mut ebpf, chooser, mut choices, .. } = Loaded::open(settings, None, Err(Unpinned::Off))?;
+    let Loaded { mut ebpf, chooser, mut choices, .. } = Loaded::open(settings, Err(Unpinned::Off))?;
     for choice in &mut choices {
         choice.advance(&mut ebpf, &chooser);
         choice.attach(&mut ebpf, &chooser, None);

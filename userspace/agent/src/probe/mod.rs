@@ -36,9 +36,9 @@ mod stats;
 mod tracker;
 
 pub use self::{
-    error::{Advised, LockError, ProbeError, Result, error_chain},
+    error::{Advised, ProbeError, Result, error_chain},
     handover::Overlap,
-    loader::{Attached, Loaded, kernel_layout, survey},
+    loader::{Attached, Loaded, check_process, kernel_layout, survey},
     object::OBJECT,
     pace::{Drained, ReaderWaits},
     pins::Unpinned,

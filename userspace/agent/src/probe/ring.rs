@@ -11,7 +11,6 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, RingBuf},
 };
 use kwitness_abi::{Budget, Counters, Header, LostOf, RecordKind};
-use kwitness_service::InstanceLock;
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -115,7 +114,6 @@ pub struct Running {
     /// Holds the links that are not pinned.
     _ebpf: Ebpf,
     _log: Option<LogReader>,
-    _lock: Option<InstanceLock>,
 }
 
 impl Source {
@@ -166,7 +164,7 @@ impl Attached {
 
 impl Running {
     fn new(attached: Attached) -> Result<Self> {
-        let Attached { mut ebpf, capabilities, log, lock, programs, pinned, replaces, new: _ } = attached;
+        let Attached { mut ebpf, capabilities, log, programs, pinned, replaces, new: _ } = attached;
         let log = LogReader::start(&mut ebpf, log)?;
         let source = Source::new(|name| take(&mut ebpf, name), programs)?;
         let tracker = Tracker::new(|name| take(&mut ebpf, name))?;
@@ -177,17 +175,7 @@ impl Running {
                 (read, Some(Successor { source, old, overlap }))
             }
         };
-        Ok(Self {
-            source,
-            next,
-            handed_over: None,
-            tracker,
-            capabilities,
-            pinned,
-            _ebpf: ebpf,
-            _log: log,
-            _lock: lock,
-        })
+        Ok(Self { source, next, handed_over: None, tracker, capabilities, pinned, _ebpf: ebpf, _log: log })
     }
 
     /// Waits until it is time to drain (see the module `pace`). Cancelling it loses nothing.

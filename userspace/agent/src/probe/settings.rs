@@ -36,7 +36,7 @@ pub struct Settings {
     pub is_charged: bool,
     /// What the programs log of their decisions.
     pub log: ProbeLog,
-    /// Held as long as the probes are loaded, so that one instance runs at a time.
+    /// The lock of the only instance. It says whose ledger goes with what is pinned; taking it is up to the caller.
     pub lock_file: Option<PathBuf>,
     /// Where maps, programs and links are pinned, in a BPF file system; none: they end with the process.
     pub pins: Option<PathBuf>,

@@ -26,6 +26,10 @@ use crate::exit::{Code, NotHere};
 const OPENING: usize = 32;
 /// How long that may take: less than a call waits.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// How often the pods of a node that has several are tried, and how long between two times: one has just ended, and the next one serves in
+/// a moment.
+const TRIES: usize = 10;
+const BETWEEN: Duration = Duration::from_millis(500);
 
 /// A cluster, as the kubeconfig names it.
 pub struct Cluster {
@@ -80,18 +84,22 @@ impl Cluster {
             let text = format!("no daemon of kwitness on node \"{node}\" ({} nodes have one)", daemons.len());
             return Err(NotHere(text).into());
         }
-        Ok(self.wanted(daemons).map(|(node, pod)| (node.clone(), self.client(&node, pod))).collect())
+        let clients = self.wanted(daemons).map(|(node, pods)| {
+            let client = self.client(&node, pods);
+            (node, client)
+        });
+        Ok(clients.collect())
     }
 
-    /// Of each node that was asked for, the pod of its daemon, among these.
+    /// Of each node that was asked for, those of these pods that may be its daemon's.
     pub fn daemons_of<'a>(
         &self,
         pods: impl IntoIterator<Item = &'a Pod>,
-    ) -> impl Iterator<Item = (String, String)> {
+    ) -> impl Iterator<Item = (String, Vec<String>)> {
         self.wanted(by_node(pods))
     }
 
-    fn wanted(&self, daemons: BTreeMap<String, String>) -> impl Iterator<Item = (String, String)> {
+    fn wanted(&self, daemons: BTreeMap<String, Vec<String>>) -> impl Iterator<Item = (String, Vec<String>)> {
         daemons.into_iter().filter(|(node, _)| self.is_wanted(node))
     }
 
@@ -101,36 +109,63 @@ impl Cluster {
         Scope::new(Some(kwitness_namespace.clone()), kwitness_selector.clone())
     }
 
-    /// A client of the daemon on a node. Every connection looks for the pod anew, but the first, which goes to `pod`.
-    pub fn client(self: &Arc<Self>, node: &str, pod: String) -> Client {
-        let (cluster, of_node, pod) = (Arc::clone(self), node.to_owned(), Mutex::new(Some(pod)));
+    /// A client of the daemon on a node. Every connection looks for the pods anew, but the first, which goes to one of `pods`.
+    pub fn client(self: &Arc<Self>, node: &str, pods: Vec<String>) -> Client {
+        let (cluster, of_node, pods) = (Arc::clone(self), node.to_owned(), Mutex::new(Some(pods)));
         tunnel::client(node, move || {
             let (cluster, node) = (Arc::clone(&cluster), of_node.clone());
-            let pod = pod.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let pods = pods.lock().unwrap_or_else(PoisonError::into_inner).take();
             // A task of its own: nothing polls the opening of a call that was given up, and it would keep its permit.
             async move {
-                let opening = async move { cluster.open(&node, pod).await };
+                let opening = async move { cluster.open(&node, pods).await };
                 let opened = tokio::spawn(tokio::time::timeout(OPEN_LIMIT, opening)).await;
                 opened.map_err(io::Error::other)?.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
             }
         })
     }
 
-    /// A connection to the daemon on a node; `pod`: where it was a moment ago.
-    async fn open(&self, node: &str, pod: Option<String>) -> io::Result<Tunnel> {
+    /// A connection to the daemon on a node; `pods`: where it was a moment ago, one of these.
+    async fn open(&self, node: &str, pods: Option<Vec<String>>) -> io::Result<Tunnel> {
         let _permit = self.opening.acquire().await.map_err(io::Error::other)?;
-        let pod = match pod {
-            Some(pod) => pod,
-            None => {
-                let pods = self.daemons(node).await.map_err(|failure| failure.into_io())?;
-                by_node(&pods).remove(node).ok_or_else(|| io::Error::other("its daemon has no pod"))?
-            }
+        let mut pods = match pods {
+            Some(pods) => pods,
+            None => self.daemons_on(node).await?,
         };
+        // During a rollout, a node may have two: one is the daemon's, the other stands by and serves no port.
+        for _ in 0..TRIES {
+            if pods.len() < 2 {
+                break;
+            }
+            for pod in &pods {
+                let mut tried = match self.forward(pod).await {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+                    Err(_) => continue,
+                    Ok(tried) => tried,
+                };
+                if tried.is_served().await {
+                    return self.forward(pod).await;
+                }
+            }
+            tokio::time::sleep(BETWEEN).await;
+            pods = self.daemons_on(node).await?;
+        }
+        let pod = pods.first().ok_or_else(|| io::Error::other("its daemon has no pod"))?;
+        self.forward(pod).await
+    }
+
+    /// The pods of a node that may be its daemon's, as [`by_node`] has them.
+    async fn daemons_on(&self, node: &str) -> io::Result<Vec<String>> {
+        let pods = self.daemons(node).await.map_err(Failure::into_io)?;
+        Ok(by_node(&pods).remove(node).unwrap_or_default())
+    }
+
+    /// The API's port of a pod.
+    async fn forward(&self, pod: &str) -> io::Result<Tunnel> {
         let namespace = &self.connection.kwitness_namespace;
         let port = self.connection.kwitness_port;
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let request = Request { verb: "create", resource: "pods/portforward", namespace: Some(namespace) };
-        let forwarder = self.answered(request, pods.portforward(&pod, &[port])).await;
+        let forwarder = self.answered(request, pods.portforward(pod, &[port])).await;
         let forwarder = forwarder.map_err(Failure::into_io)?;
         Tunnel::new(forwarder, port).ok_or_else(|| io::Error::other("the port is not forwarded"))
     }
@@ -221,20 +256,30 @@ fn rivals(pods: &[Pod]) -> Option<(&str, Vec<&str>)> {
     Some((node, owners.into_iter().collect()))
 }
 
-/// Of each node the pod that runs, or else one that will or did.
-fn by_node<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, String> {
-    let mut best = BTreeMap::new();
+/// Of each node the pods that run, or else the one that will or did. First those that stay, and of these the oldest: a standby is younger
+/// than the daemon that it waits for.
+fn by_node<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, Vec<String>> {
+    let mut by_node: BTreeMap<String, Vec<_>> = BTreeMap::new();
     for pod in pods {
-        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) else { continue };
-        let Some(name) = &pod.metadata.name else { continue };
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_ref());
-        let rank = (phase.is_some_and(|phase| phase == "Running"), pod.metadata.deletion_timestamp.is_none());
-        let known: &mut (_, &String) = best.entry(node).or_insert((rank, name));
-        if known.0 < rank {
-            *known = (rank, name);
-        }
+        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else { continue };
+        let Some(name) = pod.metadata.name.clone() else { continue };
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let runs = phase == Some("Running");
+        let is_deleted = pod.metadata.deletion_timestamp.is_some();
+        by_node.entry(node).or_default().push((
+            !runs,
+            is_deleted,
+            pod.metadata.creation_timestamp.clone(),
+            name,
+        ));
     }
-    best.into_iter().map(|(node, (_, name))| (node.clone(), name.clone())).collect()
+    let of_node = |mut pods: Vec<(bool, _, _, String)>| {
+        pods.sort();
+        let running = pods.partition_point(|(is_other, ..)| !is_other);
+        pods.truncate(running.max(1));
+        pods.into_iter().map(|(.., name)| name).collect()
+    };
+    by_node.into_iter().map(|(node, pods)| (node, of_node(pods))).collect()
 }
 
 #[cfg(test)]
@@ -243,29 +288,34 @@ mod tests {
 
     use super::*;
 
+    fn pod(name: &str, node: Option<&str>, phase: &str, second: u8, is_deleted: bool) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": name,
+                "creationTimestamp": format!("2026-01-02T03:04:{second:02}Z"),
+                "deletionTimestamp": is_deleted.then_some("2026-01-02T04:05:06Z"),
+            },
+            "spec": { "nodeName": node, "containers": [] },
+            "status": { "phase": phase },
+        }))
+        .unwrap()
+    }
+
     #[test]
-    fn of_a_nodes_pods_the_one_that_runs_is_asked() {
-        let pod = |name: &str, node: Option<&str>, phase: &str, is_deleted: bool| -> Pod {
-            serde_json::from_value(json!({
-                "metadata": {
-                    "name": name,
-                    "deletionTimestamp": is_deleted.then_some("2026-01-02T03:04:05Z"),
-                },
-                "spec": { "nodeName": node, "containers": [] },
-                "status": { "phase": phase },
-            }))
-            .unwrap()
-        };
+    fn of_a_nodes_pods_those_that_run_are_asked() {
         let pods = vec![
-            pod("old", Some("worker-1"), "Running", true),
-            pod("new", Some("worker-1"), "Running", false),
-            pod("coming", Some("worker-2"), "Pending", false),
-            pod("gone", Some("worker-1"), "Failed", false),
-            pod("nowhere", None, "Pending", false),
+            pod("old", Some("worker-1"), "Running", 1, true),
+            pod("standby", Some("worker-1"), "Running", 3, false),
+            pod("daemon", Some("worker-1"), "Running", 2, false),
+            pod("gone", Some("worker-1"), "Failed", 0, false),
+            pod("coming", Some("worker-2"), "Pending", 5, false),
+            pod("ended", Some("worker-2"), "Failed", 6, false),
+            pod("nowhere", None, "Pending", 7, false),
         ];
-        let expected = [("worker-1", "new"), ("worker-2", "coming")];
-        let expected = expected.map(|(node, pod)| (node.to_owned(), pod.to_owned()));
-        assert_eq!(by_node(&pods), expected.into());
+        let by_node = by_node(&pods);
+        assert_eq!(by_node.keys().collect::<Vec<_>>(), ["worker-1", "worker-2"]);
+        assert_eq!(by_node["worker-1"], ["daemon", "standby", "old"]);
+        assert_eq!(by_node["worker-2"], ["coming"]);
     }
 
     #[test]

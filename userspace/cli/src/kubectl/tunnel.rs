@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use kube::api::Portforwarder;
 use kwitness_api::Client;
 use kwitness_api::client::Address;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 use tonic::codegen::http::Uri;
 use tonic::transport::Endpoint;
 
@@ -20,6 +20,11 @@ use tonic::transport::Endpoint;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How long it may take to answer.
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
+
+/// A client's connection preface with empty settings, as RFC 9113, 3.4 has it: a server answers it with its own.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// How long it may take to answer that.
+const HELLO_ANSWER: Duration = Duration::from_secs(2);
 
 /// A client of the daemon on a node, with a tunnel that `open` opens: with the first call, and whenever the last one has ended.
 pub fn client<F>(node: &str, open: impl Fn() -> F + Send + Sync + 'static) -> Client
@@ -57,6 +62,15 @@ impl Tunnel {
     #[cfg(test)]
     pub fn of(stream: DuplexStream) -> Self {
         Self { stream, error: None }
+    }
+
+    /// Whether something speaks HTTP/2 at the port. Of no use afterwards.
+    pub async fn is_served(&mut self) -> bool {
+        let answer = async {
+            self.write_all(HELLO).await?;
+            self.read_u8().await
+        };
+        tokio::time::timeout(HELLO_ANSWER, answer).await.is_ok_and(|answer: io::Result<u8>| answer.is_ok())
     }
 
     /// What the kubelet said, once: it explains whatever has become of the stream.
@@ -119,8 +133,6 @@ impl AsyncWrite for Tunnel {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
     use super::*;
 
     #[tokio::test]
@@ -134,6 +146,20 @@ mod tests {
         let error = tunnel.read_u8().await.unwrap_err();
         assert_eq!(error.to_string(), "connection refused");
         assert_eq!(tunnel.read(&mut [0]).await.unwrap(), 0, "once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_is_served_if_http2_answers() {
+        let (mut pod, stream) = tokio::io::duplex(64);
+        pod.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        assert!(Tunnel::of(stream).is_served().await);
+        // As a standby's port is.
+        let (pod, stream) = tokio::io::duplex(64);
+        drop(pod);
+        let said = async { Some("connection refused".to_owned()) };
+        assert!(!Tunnel { stream, error: Some(Box::pin(said)) }.is_served().await);
+        let (_silent, stream) = tokio::io::duplex(64);
+        assert!(!Tunnel::of(stream).is_served().await);
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use super::{setting, socket_setting};
 use crate::exit::Code;
 use kwitness_agent::config::Config;
-use kwitness_agent::daemon::Options;
+use kwitness_agent::daemon::{self, Options};
 use kwitness_agent::privileges::Setup;
 use kwitness_agent::reload::Reload;
 use kwitness_service::log;
@@ -30,9 +30,28 @@ pub struct Daemon {
     /// Write every observation to a file, one JSON object a line, to replay it in a test
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// At the end, remove what is pinned for the next daemon (kernel.pin)
+    /// While another daemon runs at the socket, wait for its end and take over
     #[arg(long)]
-    pub unpin: bool,
+    pub standby: bool,
+    /// When told to stop, remove what is kept for the next daemon (kernel.pin)
+    #[arg(
+        long,
+        value_name = "WHEN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always",
+        overrides_with = "unpin"
+    )]
+    pub unpin: Option<Unpin>,
+}
+
+/// When a daemon that is told to stop leaves nothing.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Unpin {
+    /// Whatever comes next
+    Always,
+    /// If no daemon with --standby waits to take over
+    UnlessStandby,
 }
 
 /// One for the engine, one for its clients; more would only idle on a node that runs other things.
@@ -45,7 +64,7 @@ const READERS: usize = 4;
 pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
     // Before there is another thread.
     let setup = Setup::start()?;
-    let Daemon { config, mut set, runtime_endpoint, log_level, record, unpin } = options;
+    let Daemon { config, mut set, runtime_endpoint, log_level, record, standby, unpin } = options;
     set.extend(socket_setting(socket)?);
     set.extend(runtime_endpoint.map(|endpoint| setting("runtime.endpoint", endpoint)));
     set.extend(log_level.map(|level| setting("log.level", level)));
@@ -59,8 +78,13 @@ pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let options = Options { record, unpin, reload };
-    let ended = runtime.block_on(kwitness_agent::daemon::run(config, options, setup));
+    let unpin = match unpin {
+        None => daemon::Unpin::Never,
+        Some(Unpin::UnlessStandby) => daemon::Unpin::UnlessStandby,
+        Some(Unpin::Always) => daemon::Unpin::Always,
+    };
+    let options = Options { record, unpin, standby, reload };
+    let ended = runtime.block_on(daemon::run(config, options, setup));
     // A read that is under way is nothing to wait for.
     runtime.shutdown_background();
     ended.map(|()| Code::Success)

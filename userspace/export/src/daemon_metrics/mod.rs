@@ -24,6 +24,7 @@ use crate::collector::{Collector, short, words};
 use crate::counters::Shared;
 
 pub use scrape::Source;
+use text::Family;
 
 /// What to export, and how often.
 #[derive(Clone, Debug)]
@@ -65,8 +66,8 @@ impl MetricsExporter {
         loop {
             ticks.tick().await;
             match self.export().await {
-                Ok(()) if logged.is_empty() => {}
-                Ok(()) => {
+                Ok(is_exported) if logged.is_empty() || !is_exported => {}
+                Ok(_) => {
                     tracing::info!("the daemon's metrics are exported again");
                     logged.clear();
                 }
@@ -82,8 +83,8 @@ impl MetricsExporter {
         }
     }
 
-    /// Once. What failed is counted.
-    pub(crate) async fn export(&self) -> Result<(), String> {
+    /// Once, unless what answers is a standby; whether it was exported. What failed is counted.
+    pub(crate) async fn export(&self) -> Result<bool, String> {
         let counters = &self.shared.counters;
         let scraped = self.options.source.scrape().await.and_then(|page| {
             text::parse(&page).map_err(|line| format!("line {line} of the page is no metric"))
@@ -92,6 +93,10 @@ impl MetricsExporter {
             counters.metrics_unread.count();
             format!("scrape {}: {}", self.options.source, short(&error))
         })?;
+        // While a rollout has two pods on the node, the address leads to either: the next time it is the daemon's.
+        if is_standby(&families) {
+            return Ok(false);
+        }
         for message in convert::messages(families, &self.resource, crate::exporter::now()) {
             let (connection, request) = self.collector.call(message);
             let answer = MetricsServiceClient::new(connection).export(request).await.map_err(|status| {
@@ -110,6 +115,29 @@ impl MetricsExporter {
             }
         }
         counters.metrics_exported.count();
-        Ok(())
+        Ok(true)
+    }
+}
+
+/// Whether a page is of a process that waits for the daemon's end.
+fn is_standby(families: &[Family]) -> bool {
+    let of_standby = families.iter().filter(|family| family.name == "kwitness_standby");
+    of_standby.flat_map(|family| &family.samples).any(|sample| sample.value == "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_is_not_the_daemon() {
+        let is = |page: &str| is_standby(&text::parse(page).unwrap());
+        let page = |value: u8| {
+            format!(
+                "# TYPE kwitness_build_info gauge\nkwitness_build_info 1\n# TYPE kwitness_standby gauge\nkwitness_standby {value}\n"
+            )
+        };
+        assert!(is(&page(1)));
+        assert!(!is(&page(0)) && !is("kwitness_up 1\n") && !is(""));
     }
 }
