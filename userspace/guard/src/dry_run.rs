@@ -73,6 +73,7 @@ pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> a
             let facts = Facts {
                 held_at,
                 limit,
+                is_returning: false,
                 above,
                 is_pod_raised,
                 available,

@@ -21,6 +21,8 @@ pub struct Facts {
     pub held_at: Bytes,
     /// The limit now, by the cgroup's file; none: there is none any more.
     pub limit: Option<Bytes>,
+    /// A lower limit than that has been requested, to give raises back.
+    pub is_returning: bool,
     /// The cgroups above that have a limit, the nearest first.
     pub above: Vec<Level>,
     /// The pod's limit is raised with the container's.
@@ -212,31 +214,34 @@ impl Refusal {
     }
 }
 
-/// What to raise a limit to.
+/// What to raise a limit to. While raises are being given back, the process gets what it had when it was held, whatever budget and
+/// ceiling say, and more only as they allow.
 ///
 /// # Errors
 /// The policy or the node forbids it.
 pub fn raise(rule: &Rule, facts: &Facts) -> Result<Change, Refusal> {
-    let Facts { held_at, limit, ref above, is_pod_raised, raises, unanswered, .. } = *facts;
+    let Facts { held_at, limit, is_returning, ref above, is_pod_raised, raises, unanswered, .. } = *facts;
     let limit = limit.filter(|limit| *limit <= held_at).ok_or(Refusal::RaisedMeanwhile(held_at))?;
     if unanswered {
         return Err(Refusal::Unanswered);
     }
-    if raises >= rule.budget {
-        return Err(Refusal::BudgetExhausted(raises));
-    }
-    let to = Bytes(limit.0.saturating_add(rule.step.0)).min(rule.ceiling);
-    if to <= limit {
-        return Err(Refusal::AtCeiling { limit, ceiling: rule.ceiling });
-    }
-    let step = Bytes(to.0 - limit.0);
+    let had = if is_returning { held_at } else { limit };
+    let most = Bytes(had.0.saturating_add(rule.step.0)).min(rule.ceiling);
+    let to = match () {
+        () if is_returning && raises >= rule.budget => had,
+        () if is_returning => most.max(had),
+        () if raises >= rule.budget => return Err(Refusal::BudgetExhausted(raises)),
+        () if most <= limit => return Err(Refusal::AtCeiling { limit, ceiling: rule.ceiling }),
+        () => most,
+    };
+    let step = Bytes(to.0 - had.0);
     let mut fixed = above.iter().filter(|level| !(level.is_pod && is_pod_raised));
     if let Some(level) = fixed.find(|level| level.limit < to || level.free < step) {
         return Err(Refusal::LimitAbove { level: level.clone(), step });
     }
     let available = Bytes(facts.available.0.saturating_sub(facts.promised.0));
     let needed = Bytes(step.0.saturating_add(facts.reserve.0.max(step.0 / RESERVE)));
-    if available < needed {
+    if step > Bytes(0) && available < needed {
         return Err(Refusal::NoFreeMemory { available, step, needed });
     }
     Ok(Change { from: limit, to })
@@ -260,6 +265,7 @@ pub(crate) mod tests {
         Facts {
             held_at: limit,
             limit: Some(limit),
+            is_returning: false,
             above: Vec::new(),
             is_pod_raised: false,
             available,
@@ -293,6 +299,30 @@ pub(crate) mod tests {
         let refusal = with(2).unwrap_err();
         assert_eq!(refusal, Refusal::BudgetExhausted(2));
         assert!(refusal.is_permanent());
+    }
+
+    #[test]
+    fn what_is_being_given_back_is_taken_from_no_process_that_needs_it() {
+        let of = |held_at: u64, limit: u64, raises| {
+            let (held_at, limit) = (Bytes(held_at * MIB), Some(Bytes(limit * MIB)));
+            let facts =
+                Facts { held_at, limit, raises, is_returning: true, available: Bytes(96 * MIB), ..facts() };
+            raise(&rule(), &facts).map(|raise| (raise.from.0 / MIB, raise.to.0 / MIB))
+        };
+        assert_eq!(of(128, 128, 1), Ok((128, 192)), "not lowered yet");
+        assert_eq!(of(128, 64, 1), Ok((64, 192)), "one step above what it had");
+        for limit in [64, 192] {
+            assert_eq!(of(192, limit, 2), Ok((limit, 192)), "the budget allows no more than it had");
+            assert_eq!(of(200, limit, 1), Ok((limit, 200)), "nor does the ceiling");
+        }
+        let tight = Facts {
+            held_at: Bytes(200 * MIB),
+            is_returning: true,
+            available: Bytes(0),
+            reserve: Bytes(MIB),
+            ..facts()
+        };
+        assert!(raise(&rule(), &tight).is_ok(), "the node gives no more than it had");
     }
 
     #[test]

@@ -141,6 +141,9 @@ impl Guard {
         let seen = program::now();
         let Some(guarded) = self.guarded.get_mut(&first.cgroup_id) else { return Ok(()) };
         guarded.give_back.held();
+        if let Some(change) = guarded.give_back.proven(held_at(first)) {
+            self.returned(first.cgroup_id, change);
+        }
         let room = match room {
             Some(room) => room,
             none => none.insert(self.room()?),
@@ -179,9 +182,11 @@ impl Guard {
             Err(error) if cgroup::is_gone(&error) => return Err(Refusal::Gone),
             Err(error) => return Err(Refusal::Unreadable(error.to_string())),
         };
+        let held_at = held_at(first);
         Ok(Facts {
-            held_at: Bytes(first.limit.saturating_mul(procfs::page_size())),
+            held_at,
             limit,
+            is_returning: guarded.loan.is_some_and(|loan| loan.is_taken_from(held_at)),
             above,
             is_pod_raised: self.options.raiser.raises_pod(),
             available: room.available,
@@ -221,6 +226,7 @@ impl Guard {
     }
 
     fn raise(&mut self, cgroup_id: u64, running: Running) {
+        self.replace_return(cgroup_id, Bytes(running.first.usage.saturating_mul(procfs::page_size())));
         let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return };
         let (episode, raise) = (running.number, running.episode.raise());
         let since = running.first.since;
@@ -413,4 +419,9 @@ impl Guard {
         }
         Ok(())
     }
+}
+
+/// The limit at which a process was held.
+fn held_at(hold: &Hold) -> Bytes {
+    Bytes(hold.limit.saturating_mul(procfs::page_size()))
 }
