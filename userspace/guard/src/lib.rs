@@ -35,7 +35,8 @@
 //! | the guard is killed | the watchdog, by the end of its pipe | at once |
 //! | the guard hangs, or is stopped | the watchdog, by the lease's end | [`LEASE`] after the last heartbeat |
 //! | a hold overruns | the watchdog, by the hold's own deadline | [`OVERRUN`](watchdog) after it |
-//! | the watchdog is killed | the guard: it continues everything and exits | at its next heartbeat |
+//! | the watchdog ends, or is killed | the guard, which then holds nothing until another one looks on | at its next heartbeat |
+//! | the watchdog hangs, or is stopped | the same | [`SILENCE_MAX`](watchdog::SILENCE_MAX) after its last sign |
 //! | both are killed at the same moment | the next guard: the records are pinned | when it starts, whatever keeps it from guarding then |
 //!
 //! Without a heartbeat within [`LEASE`] the program holds nothing, so that a guard that is not there cannot stop anything.
@@ -51,7 +52,9 @@
 //! | what limit and usage are at this moment, at every level | `cgroup` |
 //! | what follows what in a hold | [`episode`] |
 //! | when a hold must end whatever the guard does | [`watchdog`] |
+//! | that nothing is held without a watchdog that looks on | `watchdog::link` |
 //! | how the holds of a dead guard end | `orphans` |
+//! | that there is an event of each hold which the guard did not end itself | `continued` |
 //! | that only what was recorded is continued, until it is seen running; whether it has stopped | `process` |
 //! | that a process which has not stopped is slowed down, and for no longer | `brake` |
 //! | how a limit is raised | [`raise`] |
@@ -64,6 +67,7 @@
 
 mod brake;
 mod cgroup;
+mod continued;
 pub mod daemon;
 pub mod dry_run;
 pub mod episode;
@@ -100,6 +104,9 @@ pub const LOANS_FILE: &str = "/run/kwitness/guard-loans.json";
 
 /// Whose `memory.high` the guard of this node has lowered: its watchdog, or the next guard, restores it.
 const BRAKES_FILE: &str = "/run/kwitness/guard-brakes.json";
+
+/// Which holds ended without a guard: the next one reports them.
+const CONTINUED_FILE: &str = "/run/kwitness/guard-continued.json";
 
 /// Where lease and holds are pinned by default.
 pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/kwitness-guard";

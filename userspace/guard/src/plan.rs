@@ -120,6 +120,9 @@ pub enum Refusal {
     /// The daemon is away.
     #[error("cannot be verified: {0}")]
     Unverified(String),
+    /// No watchdog looks on: what the guard could not continue, no process would.
+    #[error("the guard's watchdog hangs or has ended: nothing is held until another one looks on")]
+    WatchdogLost,
     /// The longest hold ended first.
     #[error("no answer within the longest hold, while {0}")]
     TooLate(&'static str),
@@ -153,6 +156,7 @@ impl Refusal {
             Self::Resize(refusal) => refusal.name(),
             Self::NotInForce(_) => "notInForce",
             Self::Unverified(_) => "unverified",
+            Self::WatchdogLost => "watchdogLost",
             Self::TooLate(_) => "tooLate",
             Self::InUse { .. } => "inUse",
             Self::LimitChanged(_) => "limitChanged",

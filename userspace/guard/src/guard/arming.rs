@@ -72,7 +72,9 @@ impl Guard {
             self.pods.update(&self.options.policy, &running.containers);
         }
         self.running = running;
-        self.arm_known()
+        self.arm_known()?;
+        self.report_left();
+        Ok(())
     }
 
     /// Looks at the limits of some pods again.
