@@ -24,6 +24,7 @@ mod pods;
 mod raises;
 mod returns;
 mod room;
+mod shares;
 mod times;
 mod watched;
 
@@ -57,6 +58,7 @@ use crate::process::{HoldId, hold_id};
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Raiser;
 use crate::reporter::Reporter;
+use crate::share::NoShare;
 use crate::status::{self, Ended, Status};
 use crate::watchdog::Ending;
 use crate::watchdog::link::Link;
@@ -113,12 +115,15 @@ struct Guarded {
     quiet_until: u64,
     /// Why nothing of it is held until its limit is another one.
     suspended: Option<Suspended>,
+    /// From what share of its limit on it is held, in thousandths.
+    share: Result<u32, NoShare>,
     episode: Option<Running>,
 }
 
 impl Guarded {
     fn new(container: Container, rule: Rule) -> Self {
         Self {
+            share: Ok(rule.threshold.per_mille()),
             container,
             rule,
             raises: Raises::default(),
@@ -174,6 +179,8 @@ struct Guard {
     not_armed: HashMap<u64, NotArmed>,
     /// What is armed no more and still exists.
     retired: HashMap<u64, Guarded>,
+    /// The container whose share was looked at last.
+    last_share: u64,
     /// Holds that are being continued: decided, and not yet seen running.
     continuing: HashSet<HoldId>,
     /// Holds that have been reported.
@@ -242,7 +249,7 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
                 Ok(answer) => guard.answered(answer),
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            _ = sample.tick() => guard.look_at_pods().and_then(|()| guard.look_at_suspended()).and_then(|()| guard.sample()),
+            _ = sample.tick() => guard.look_at_pods().and_then(|()| guard.look_at_suspended()).and_then(|()| guard.look_at_shares()).and_then(|()| guard.sample()),
             Some(answer) = guard.returns.join_next() => match answer {
                 Ok(answer) => guard.return_answered(answer).and_then(|()| guard.look()),
                 Err(error) => Err(error).context("a call's task failed"),
@@ -317,6 +324,7 @@ impl Guard {
             guarded: HashMap::new(),
             not_armed: HashMap::new(),
             retired: HashMap::new(),
+            last_share: 0,
             continuing: HashSet::new(),
             reported: HashSet::new(),
             still: HashSet::new(),
@@ -363,7 +371,7 @@ impl Guard {
         Ok(Snapshot {
             counts: self.counts.clone(),
             held: self.program.records.held()?.len(),
-            armed: containers().filter(|guarded| guarded.suspended.is_none()).count(),
+            armed: containers().filter(|guarded| guarded.not_held().is_none()).count(),
             not_armed: self.not_armed(),
             not_held: self.program.spared()?,
             brakes: self.brakes.count(),
@@ -379,9 +387,8 @@ impl Guard {
     /// How many containers are not armed, by reason.
     fn not_armed(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
-        let suspended = self.guarded.values().filter_map(|guarded| guarded.suspended.as_ref());
-        let suspended = suspended.map(|suspended| suspended.reason);
-        for reason in self.not_armed.values().map(|reason| reason.name()).chain(suspended) {
+        let not_held = self.guarded.values().filter_map(Guarded::not_held);
+        for reason in self.not_armed.values().map(|reason| reason.name()).chain(not_held) {
             *counts.entry(reason).or_default() += 1;
         }
         counts
@@ -396,7 +403,7 @@ impl Guard {
             raises: guarded.raises.count(),
             budget: guarded.rule.budget,
             original_limit: guarded.loan.map(|loan| loan.original.0),
-            suspended: guarded.suspended.as_ref().map(|suspended| suspended.reason.to_owned()),
+            suspended: guarded.not_held().map(str::to_owned),
         });
         let named = |(name, count): (&'static str, u64)| (name.to_owned(), count);
         let Counts { raises, refusals, returns, return_refusals, .. } = self.counts.clone();

@@ -48,6 +48,7 @@
 //! | who is never stopped; recorded before stopped; the threshold | the BPF program, `ebpf/guard` |
 //! | which containers, and every number | [`policy`] |
 //! | what is never armed, whatever a rule says | `protected` |
+//! | that a hold leaves room for the other threads, and comes before another process' `memory.high` | `share` |
 //! | whether and how far a limit is raised; why not | [`plan`] |
 //! | what limit and usage are at this moment, at every level | `cgroup` |
 //! | what follows what in a hold | [`episode`] |
@@ -63,7 +64,7 @@
 //! | that a limit is in force | the daemon's `Verify`, called by [`daemon`] |
 //! | that the daemon's stream has an event of each step | `reporter` |
 //!
-//! [`policy`], [`plan`], [`episode`], [`give_back`] and `raise::resize` are pure: no clock, no file, no signal.
+//! [`policy`], [`plan`], [`episode`], [`give_back`] `share` and `raise::resize` are pure: no clock, no file, no signal.
 
 mod brake;
 mod cgroup;
@@ -85,6 +86,7 @@ mod program;
 mod protected;
 pub mod raise;
 mod reporter;
+mod share;
 mod state_file;
 pub mod status;
 pub mod watchdog;

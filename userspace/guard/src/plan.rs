@@ -21,6 +21,8 @@ pub struct Facts {
     pub held_at: Bytes,
     /// The limit now, by the cgroup's file; none: there is none any more.
     pub limit: Option<Bytes>,
+    /// `memory.high`, if another process has set it.
+    pub high: Option<Bytes>,
     /// A lower limit than that has been requested, to give raises back.
     pub is_returning: bool,
     /// The cgroups above that have a limit, the nearest first.
@@ -86,6 +88,9 @@ pub enum Refusal {
         /// What the raise adds.
         step: Bytes,
     },
+    /// The container would be slowed down as before. What the kubelet has set moves with the limit.
+    #[error("memory.high is {0}, which another process has set: a higher limit would change nothing")]
+    Throttled(Bytes),
     /// The cgroup's files cannot be read.
     #[error("cannot read the container's cgroup: {0}")]
     Unreadable(String),
@@ -147,6 +152,7 @@ impl Refusal {
             Self::BudgetExhausted(_) => "budgetExhausted",
             Self::RaisedMeanwhile(_) => "raisedMeanwhile",
             Self::LimitAbove { .. } => "limitAbove",
+            Self::Throttled(_) => "throttled",
             Self::Unreadable(_) => "unreadable",
             Self::NoFreeMemory { .. } => "noFreeMemory",
             Self::Unanswered => "unanswered",
@@ -200,7 +206,7 @@ impl Refusal {
     /// Whether every further hold would end in the same way, as long as the limit stays as it is.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::AtCeiling { .. } | Self::BudgetExhausted(_) => true,
+            Self::AtCeiling { .. } | Self::BudgetExhausted(_) | Self::Throttled(_) => true,
             #[cfg(feature = "kubernetes")]
             Self::Resize(
                 ResizeRefusal::OtherPod
@@ -238,6 +244,9 @@ pub fn raise(rule: &Rule, facts: &Facts) -> Result<Change, Refusal> {
         () if most <= limit => return Err(Refusal::AtCeiling { limit, ceiling: rule.ceiling }),
         () => most,
     };
+    if let Some(high) = facts.high.filter(|high| *high <= limit && !is_pod_raised) {
+        return Err(Refusal::Throttled(high));
+    }
     let step = Bytes(to.0 - had.0);
     let mut fixed = above.iter().filter(|level| !(level.is_pod && is_pod_raised));
     if let Some(level) = fixed.find(|level| level.limit < to || level.free < step) {
@@ -269,6 +278,7 @@ pub(crate) mod tests {
         Facts {
             held_at: limit,
             limit: Some(limit),
+            high: None,
             is_returning: false,
             above: Vec::new(),
             is_pod_raised: false,
@@ -327,6 +337,16 @@ pub(crate) mod tests {
             ..facts()
         };
         assert!(raise(&rule(), &tight).is_ok(), "the node gives no more than it had");
+    }
+
+    #[test]
+    fn a_raise_that_changes_nothing_because_of_memory_high_is_refused_unless_the_kubelet_moves_that_too() {
+        let with = |high: u64, is_pod_raised| {
+            raise(&rule(), &Facts { high: Some(Bytes(high * MIB)), is_pod_raised, ..facts() })
+        };
+        let refusal = with(64, false).unwrap_err();
+        assert!(refusal == Refusal::Throttled(Bytes(64 * MIB)) && refusal.is_permanent());
+        assert!(with(65, false).is_ok() && with(58, true).is_ok());
     }
 
     #[test]

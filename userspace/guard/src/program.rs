@@ -118,6 +118,11 @@ pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// CPUs of the node that run processes; more than there can be, if that cannot be read.
+pub(crate) fn cpus() -> u64 {
+    aya::util::online_cpus().map_or(u64::MAX, |cpus| cpus.len() as u64)
+}
+
 /// The names under which lease and holds are pinned.
 const PINNED: [&str; 2] = ["lease", "held"];
 

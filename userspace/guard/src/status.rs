@@ -77,7 +77,8 @@ pub struct Armed {
     pub budget: u32,
     /// The limit before the first raise, in bytes; none: there was none, or it has been given back.
     pub original_limit: Option<u64>,
-    /// Why nothing of it is held until its limit is another one: every raise would be refused for this reason.
+    /// Why nothing of it is held: every raise would be refused for this reason, until its limit is another one; or no share of its
+    /// limit leaves room for a hold (`noHeadroom`, `throttled`), until that changes.
     pub suspended: Option<String>,
 }
 

@@ -182,9 +182,9 @@ impl Guard {
         let Guarded { container, rule, .. } = guarded;
         let read = || -> std::io::Result<_> {
             let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id)?;
-            cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.above(rule.step)?))).transpose()
+            cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.high()?, cgroup.above(rule.step)?))).transpose()
         };
-        let (limit, above) = match read() {
+        let (limit, high, above) = match read() {
             Ok(Some(read)) => read,
             Ok(None) => return Err(Refusal::Gone),
             Err(error) if cgroup::is_gone(&error) => return Err(Refusal::Gone),
@@ -194,6 +194,7 @@ impl Guard {
         Ok(Facts {
             held_at,
             limit,
+            high: high.filter(|_| !self.brakes.has(container.cgroup_id)),
             is_returning: guarded.loan.is_some_and(|loan| loan.is_taken_from(held_at)),
             above,
             is_pod_raised: self.options.raiser.raises_pod(),

@@ -186,6 +186,7 @@ impl Guard {
         let asked = self.known(cgroup_id).and_then(|guarded| guarded.loan).map(|loan| loan.asked());
         self.request(cgroup_id, change);
         // Before the kernel has the lower limit: see the order in `give_back`.
+        self.look_at_share(cgroup_id, Some(change.to));
         self.arm_again(cgroup_id)?;
         let Some(guarded) = self.guarded.get(&cgroup_id) else { return Ok(()) };
         let container = guarded.container.clone();
