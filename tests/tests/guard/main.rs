@@ -59,7 +59,7 @@ fn main() -> Result<()> {
             ctx.block_on(returned::after_a_quiet_time(ctx, of))
         }),
     ];
-    let long: [(&str, Combined); 22] = [
+    let long: [(&str, Combined); 24] = [
         ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
             ctx.block_on(several::processes(ctx, of))
         }),
@@ -91,6 +91,12 @@ fn main() -> Result<()> {
         ("what_has_a_terminal_is_never_held", |ctx, of| ctx.block_on(spared::terminal(ctx, of))),
         ("a_container_that_no_rule_selects_is_never_held", |ctx, of| {
             ctx.block_on(spared::not_selected(ctx, of))
+        }),
+        ("what_shares_a_pid_namespace_with_other_containers_is_never_held", |ctx, of| {
+            ctx.block_on(spared::shared_pids(ctx, of))
+        }),
+        ("what_is_in_the_nodes_pid_namespace_is_never_held", |ctx, of| {
+            ctx.block_on(spared::host_pids(ctx, of))
         }),
         ("a_limit_above_refuses_the_raise", |ctx, of| ctx.block_on(refused::limit_above(ctx, of))),
         ("the_bench_of_survival_tells_the_guard_from_nothing", |ctx, of| {
