@@ -22,6 +22,13 @@ pub(crate) fn own_path() -> Option<String> {
     path_of(&Process::myself().ok()?)
 }
 
+/// Whether what this process takes is charged to its cgroup: the root's is not, and has no such file.
+pub(crate) fn is_charged() -> bool {
+    own_path().is_some_and(|path| {
+        Path::new(ROOT).join(path.trim_start_matches('/')).join("memory.current").exists()
+    })
+}
+
 /// The path of a process' cgroup, likewise.
 pub(crate) fn path_of(process: &Process) -> Option<String> {
     process.cgroups().ok()?.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| cgroup.pathname)

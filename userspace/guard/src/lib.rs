@@ -46,6 +46,7 @@
 //! | Rule | Place |
 //! |---|---|
 //! | who is never stopped; recorded before stopped; the threshold | the BPF program, `ebpf/guard` |
+//! | that the program costs page faults next to nothing | `calls` |
 //! | which containers, and every number | [`policy`] |
 //! | what is never armed, whatever a rule says | `protected` |
 //! | that a hold leaves room for the other threads, and comes before another process' `memory.high` | `share` |
@@ -67,6 +68,7 @@
 //! [`policy`], [`plan`], [`episode`], [`give_back`] `share` and `raise::resize` are pure: no clock, no file, no signal.
 
 mod brake;
+mod calls;
 mod cgroup;
 mod continued;
 pub mod daemon;
@@ -91,6 +93,7 @@ mod state_file;
 pub mod status;
 pub mod watchdog;
 
+pub use calls::Flaw;
 pub use guard::{HEARTBEAT, Options, run};
 pub use metrics::CATALOG;
 pub use orphans::{Recovered, recover};
