@@ -59,7 +59,7 @@ fn main() -> Result<()> {
             ctx.block_on(returned::after_a_quiet_time(ctx, of))
         }),
     ];
-    let long: [(&str, Combined); 24] = [
+    let long: [(&str, Combined); 25] = [
         ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
             ctx.block_on(several::processes(ctx, of))
         }),
@@ -104,6 +104,9 @@ fn main() -> Result<()> {
         }),
         ("what_a_killed_guard_has_raised_the_next_one_gives_back", |ctx, of| {
             ctx.block_on(returned::by_the_next_guard(ctx, of))
+        }),
+        ("what_is_needed_again_while_it_is_given_back_stays", |ctx, of| {
+            ctx.block_on(returned::not_while_it_is_needed_again(ctx, of))
         }),
         ("what_another_process_has_set_is_not_given_back", |ctx, of| {
             ctx.block_on(returned::not_what_another_process_has_set(ctx, of))

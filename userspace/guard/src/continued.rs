@@ -169,12 +169,9 @@ pub(crate) mod tests {
         let path = directory.path().join("continued.json");
         add(&path, Vec::new());
         assert!(!path.exists());
-        // Times after boot that are past on any machine that has started.
-        let [first, second] =
-            [1, 2].map(|pid| Continued { start_boottime: 0, since: 0, at: 1, ..continued(pid, 0, 0) });
-        save(&path, std::slice::from_ref(&first));
-        save(&path, &[first.clone(), second.clone()]);
-        assert_eq!(read(&path, SECOND).unwrap(), [first, second]);
+        let all = [1, 2].map(|pid| continued(pid, 10, 12));
+        save(&path, &all);
+        assert_eq!(read(&path, 20 * SECOND).unwrap(), all);
         let Report::Continued(report) = continued(7, 10, 12).report() else { panic!() };
         assert_eq!((report.held_ns, &*report.reason), (2 * SECOND, "guardDead"));
         assert_eq!(report.process.unwrap().comm, "java");
