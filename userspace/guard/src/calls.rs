@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 
+use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::cgroup;
@@ -61,7 +62,10 @@ fn judge(calls: &[u64], page: u64, is_charged: bool) -> Option<Flaw> {
 
 /// Has memory charged, page by page.
 fn write(page: u64) -> io::Result<()> {
-    let mut file = File::from(memfd_create("kwitness-guard", MFdFlags::MFD_CLOEXEC)?);
+    let create = |flags| memfd_create("kwitness-guard", MFdFlags::MFD_CLOEXEC | flags);
+    // Since Linux 6.3, which may insist on it; kernels before know no such flag.
+    let sealed = create(MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL));
+    let mut file = File::from(sealed.or_else(|_| create(MFdFlags::empty()))?);
     let content = vec![1; usize::try_from(page).unwrap_or(1)];
     (0..WRITTEN / page).try_for_each(|_| file.write_all(&content))
 }
