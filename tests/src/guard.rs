@@ -165,6 +165,10 @@ impl Guard {
         .await
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Kills it as the OOM killer would.
     pub fn kill(&mut self) -> Result<()> {
         self.process.kill(LIMIT)

@@ -1,4 +1,5 @@
-//! A container runtime that raises a limit when a test lets it, and not before: by a write to `memory.max` of one container.
+//! A container runtime that sets a limit when a test lets it, and not before: by a write to `memory.max` of one container. Or accepts
+//! it and sets nothing, as a kubelet does at first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,14 +16,24 @@ use crate::cri::v1::{UpdateContainerResourcesRequest, UpdateContainerResourcesRe
 
 #[derive(Debug)]
 pub struct LateRuntime {
-    may_answer: watch::Sender<bool>,
+    conduct: watch::Sender<Conduct>,
+    accepted: watch::Receiver<u64>,
     directory: tempfile::TempDir,
     server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
+/// What it does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Conduct {
+    Wait,
+    Accept,
+    Write,
+}
+
 struct Service {
     cgroup: PathBuf,
-    may_answer: watch::Receiver<bool>,
+    conduct: watch::Receiver<Conduct>,
+    accepted: watch::Sender<u64>,
 }
 
 #[tonic::async_trait]
@@ -33,8 +44,12 @@ impl RuntimeService for Service {
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
         let limit = request.into_inner().linux.map(|linux| linux.memory_limit_in_bytes);
         let limit = limit.ok_or_else(|| Status::invalid_argument("no memory limit"))?;
-        let opened = self.may_answer.clone().wait_for(|may| *may).await.map(drop);
-        opened.map_err(|_| Status::unavailable("the test is over"))?;
+        let mut conduct = self.conduct.clone();
+        let conduct = conduct.wait_for(|conduct| *conduct != Conduct::Wait).await.map(|conduct| *conduct);
+        if conduct.map_err(|_| Status::unavailable("the test is over"))? == Conduct::Accept {
+            self.accepted.send_modify(|accepted| *accepted += 1);
+            return Ok(Response::new(UpdateContainerResourcesResponse {}));
+        }
         let written = fs::write(self.cgroup.join("memory.max"), limit.to_string());
         written.map_err(|error| Status::unknown(error.to_string()))?;
         Ok(Response::new(UpdateContainerResourcesResponse {}))
@@ -46,11 +61,12 @@ impl LateRuntime {
         let directory = tempfile::tempdir_in("/run").context("make a directory for a socket")?;
         let listener =
             UnixListener::bind(directory.path().join("cri.sock")).context("listen as a runtime")?;
-        let (may_answer, receiver) = watch::channel(false);
-        let service = Service { cgroup: cgroup.to_owned(), may_answer: receiver };
+        let (conduct, receiver) = watch::channel(Conduct::Wait);
+        let (sender, accepted) = watch::channel(0);
+        let service = Service { cgroup: cgroup.to_owned(), conduct: receiver, accepted: sender };
         let server = Server::builder().add_service(RuntimeServiceServer::new(service));
         let server = tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
-        Ok(Self { may_answer, directory, server })
+        Ok(Self { conduct, accepted, directory, server })
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -59,7 +75,18 @@ impl LateRuntime {
 
     /// From now on it answers, also what was requested before.
     pub fn answer(&self) {
-        self.may_answer.send_replace(true);
+        self.conduct.send_replace(Conduct::Write);
+    }
+
+    /// From now on it accepts what is requested, and sets nothing.
+    pub fn accept(&self) {
+        self.conduct.send_replace(Conduct::Accept);
+    }
+
+    /// Waits until it has accepted a request so.
+    pub async fn accepted(&self) -> Result<()> {
+        let mut accepted = self.accepted.clone();
+        accepted.wait_for(|accepted| *accepted > 0).await.context("the runtime has ended").map(drop)
     }
 }
 

@@ -30,6 +30,8 @@ pub struct PodSpec {
     pub qos: Qos,
     pub handler: Handler,
     pub host_pid: bool,
+    /// Its containers share a pid namespace (`shareProcessNamespace`).
+    pub share_pids: bool,
     pub labels: HashMap<String, String>,
 }
 
@@ -65,6 +67,7 @@ impl PodSpec {
             qos: Qos::Burstable,
             handler,
             host_pid: false,
+            share_pids: false,
             labels: HashMap::from([("app".to_owned(), name.to_owned())]),
         })
     }
@@ -124,9 +127,13 @@ impl PodSpec {
         }
     }
 
-    /// The node's network, so that no CNI is needed; the node's pid namespace if requested.
+    /// The node's network, so that no CNI is needed; the node's pid namespace, or one for all containers, if requested.
     fn namespaces(&self) -> v1::NamespaceOption {
-        let pid = if self.host_pid { v1::NamespaceMode::Node } else { v1::NamespaceMode::Container };
+        let pid = match self {
+            Self { host_pid: true, .. } => v1::NamespaceMode::Node,
+            Self { share_pids: true, .. } => v1::NamespaceMode::Pod,
+            _ => v1::NamespaceMode::Container,
+        };
         v1::NamespaceOption {
             network: v1::NamespaceMode::Node.into(),
             pid: pid.into(),

@@ -5,7 +5,8 @@
 //! pages (`MEMCG_CHARGE_BATCH` of `mm/memcontrol.c`). The program is attached to its beginning.
 //!
 //! ```text
-//!  the lease has ended ─────────────────────────────── nothing (one array lookup)
+//!  the lease has ended ─────────────────────────────── counted (`CALLS`): how often the kernel calls this is measured before
+//!                                                       the first lease
 //!  the current task is in no armed cgroup ──────────── nothing
 //!  what is charged is not that cgroup's memory ─────── nothing: a socket's buffer charged in an interrupt, a remote charge
 //!  usage + charge − file cache is below the threshold ─ the same of its pod's limit, if that is armed; else nothing
@@ -63,6 +64,10 @@ static WAKE: RingBuf = RingBuf::with_byte_size(1 << 12, 0);
 #[map]
 static SPARED: PerCpuArray<u64> = PerCpuArray::with_max_entries(Spared::ALL.len() as u32, 0);
 
+/// Calls while nothing may be held. As exact as [`SPARED`].
+#[map]
+static CALLS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 /// `page_counter_try_charge(counter, pages, …)` begins.
 #[fentry(function = "page_counter_try_charge")]
 pub fn charge_fentry(hook: FEntryContext) -> i32 {
@@ -83,6 +88,10 @@ fn charged(counter: *const u8, pages: u64) {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     if now >= lease.until {
+        if let Some(calls) = CALLS.get_ptr_mut(0) {
+            // SAFETY: a live map element of this CPU.
+            unsafe { *calls += 1 };
+        }
         return;
     }
     let Some((own, above)) = place(lease.levels) else { return };

@@ -246,11 +246,12 @@ fn guaranteed_of(memory: &str) -> impl FnOnce(&mut Value) {
     move |pod| pod["spec"]["containers"][0]["resources"] = json!({ "requests": equal, "limits": equal })
 }
 
-/// A LimitRange, an API server that is away, and a pod that is being deleted: everything runs again.
+/// A LimitRange, a ResourceQuota, an API server that is away, and a pod that is being deleted: everything runs again.
 pub(crate) async fn what_the_api_refuses_ends_the_hold(ctx: &TestContext) -> Result<()> {
     let cluster = GuardedNode::start(&ctx.environment, POLICY).await?;
     let done = async {
         limited(&cluster).await.context("a LimitRange")?;
+        quota(&cluster).await.context("a ResourceQuota")?;
         offline(&cluster).await.context("an API server that is away")?;
         deleted(&cluster).await.context("a pod that is being deleted")
     };
@@ -282,6 +283,30 @@ async fn limited(cluster: &GuardedNode) -> Result<()> {
     let pod = Pod::start(cluster, "limited", |_| {}, &["default/limited/main"]).await?;
     refused(&pod, &["resizeForbidden"]).await?;
     cluster.api.run(&["delete", "limitrange", "most"]).map(drop)
+}
+
+/// No controller runs that would count what is used: the quota's status is the test's.
+async fn quota(cluster: &GuardedNode) -> Result<()> {
+    let pod = Pod::start(cluster, "quota", |_| {}, &["default/quota/main"]).await?;
+    let hard = json!({ "limits.memory": "64Mi" });
+    cluster.api.create(&json!({
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": { "name": "most", "namespace": "default" },
+        "spec": { "hard": hard },
+    }))?;
+    let status = json!({ "status": { "hard": hard, "used": hard } }).to_string();
+    cluster.api.run(&[
+        "patch",
+        "resourcequota",
+        "most",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &status,
+    ])?;
+    refused(&pod, &["resizeForbidden"]).await?;
+    cluster.api.run(&["delete", "resourcequota", "most"]).map(drop)
 }
 
 async fn offline(cluster: &GuardedNode) -> Result<()> {

@@ -33,7 +33,7 @@ fn main() -> Result<()> {
         Combination { handler: Handler::Crun, driver: ctx.environment.first_combination()?.driver };
     let only_long = (!ctx.environment.long).then_some("only with --long");
     // Each needs most of a minute in a guest: here what must hold, below who is held.
-    let always: [(&str, Combined); 9] = [
+    let always: [(&str, Combined); 10] = [
         ("a_hog_is_killed_without_a_guard_and_finishes_with_one", |ctx, of| {
             ctx.block_on(hog::finishes(ctx, of))
         }),
@@ -48,6 +48,9 @@ fn main() -> Result<()> {
         ("a_guard_without_its_watchdog_leaves_nothing_stopped", |ctx, of| {
             ctx.block_on(stopped::alone(ctx, of))
         }),
+        ("a_guard_whose_watchdog_hangs_leaves_nothing_stopped", |ctx, of| {
+            ctx.block_on(stopped::unwatched(ctx, of))
+        }),
         ("what_two_killed_processes_leave_stopped_the_next_guard_continues", |ctx, of| {
             ctx.block_on(stopped::both(ctx, of))
         }),
@@ -56,7 +59,7 @@ fn main() -> Result<()> {
             ctx.block_on(returned::after_a_quiet_time(ctx, of))
         }),
     ];
-    let long: [(&str, Combined); 21] = [
+    let long: [(&str, Combined); 25] = [
         ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
             ctx.block_on(several::processes(ctx, of))
         }),
@@ -66,6 +69,9 @@ fn main() -> Result<()> {
         }),
         ("a_process_that_takes_huge_pages_is_held_and_continued", |ctx, of| {
             ctx.block_on(several::huge_pages(ctx, of))
+        }),
+        ("a_guard_that_is_oom_killed_leaves_nothing_stopped", |ctx, of| {
+            ctx.block_on(stopped::oom_killed(ctx, of))
         }),
         ("a_held_process_that_is_killed_ends_its_hold", |ctx, of| {
             ctx.block_on(stopped::killed_meanwhile(ctx, of))
@@ -86,12 +92,21 @@ fn main() -> Result<()> {
         ("a_container_that_no_rule_selects_is_never_held", |ctx, of| {
             ctx.block_on(spared::not_selected(ctx, of))
         }),
+        ("what_shares_a_pid_namespace_with_other_containers_is_never_held", |ctx, of| {
+            ctx.block_on(spared::shared_pids(ctx, of))
+        }),
+        ("what_is_in_the_nodes_pid_namespace_is_never_held", |ctx, of| {
+            ctx.block_on(spared::host_pids(ctx, of))
+        }),
         ("a_limit_above_refuses_the_raise", |ctx, of| ctx.block_on(refused::limit_above(ctx, of))),
         ("the_bench_of_survival_tells_the_guard_from_nothing", |ctx, of| {
             ctx.block_on(survival::bench(ctx, of))
         }),
         ("what_a_killed_guard_has_raised_the_next_one_gives_back", |ctx, of| {
             ctx.block_on(returned::by_the_next_guard(ctx, of))
+        }),
+        ("what_is_needed_again_while_it_is_given_back_stays", |ctx, of| {
+            ctx.block_on(returned::not_while_it_is_needed_again(ctx, of))
         }),
         ("what_another_process_has_set_is_not_given_back", |ctx, of| {
             ctx.block_on(returned::not_what_another_process_has_set(ctx, of))

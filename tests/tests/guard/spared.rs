@@ -1,10 +1,15 @@
-//! Who is not held: the hog with a terminal, the hog of a container that no rule selects. Exec sessions and traced processes are in
-//! `hog` and `several`.
+//! Who is not held: the hog with a terminal, the hog of a container that no rule selects, the one whose container shares a pid
+//! namespace. Exec sessions and traced processes are in `hog` and `several`.
+
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
-use kwitness_tests::hog::{self, KILLED, POLICY};
+use kwitness_tests::guard::{Guard, is_stopped};
+use kwitness_tests::hog::{self, KILLED, POD, POLICY};
+use kwitness_tests::node::CONTAINERD_SOCKET;
+use kwitness_tests::pod::PodSpec;
 
 use crate::scene::{Scene, with_guard};
 
@@ -24,6 +29,42 @@ pub(crate) async fn terminal(ctx: &TestContext, combination: Combination) -> Res
         ensure!(status.history.is_empty(), "{status:?}");
         ensure!(status.not_held.get("terminal").is_some_and(|count| *count > 0), "{status:?}");
         Ok(())
+    })
+    .await
+}
+
+/// The containers of a pod share a pid namespace. Its first process is another container's, and is no more held than those of the
+/// container whose memory is used up.
+pub(crate) async fn shared_pids(ctx: &TestContext, combination: Combination) -> Result<()> {
+    let spec = PodSpec { share_pids: true, ..PodSpec::new(POD, combination.handler)? };
+    not_held_in(ctx, combination, spec, "entered").await
+}
+
+/// A pod in the node's pid namespace.
+pub(crate) async fn host_pids(ctx: &TestContext, combination: Combination) -> Result<()> {
+    let spec = PodSpec { host_pid: true, ..PodSpec::new(POD, combination.handler)? };
+    not_held_in(ctx, combination, spec, "shared_pids").await
+}
+
+async fn not_held_in(ctx: &TestContext, combination: Combination, spec: PodSpec, reason: &str) -> Result<()> {
+    ctx.with_both(combination.driver, &[], async |node, agent| {
+        let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
+        let pod = node.run_pod(&spec).await?;
+        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
+        let bystander =
+            node.run(&pod, &hog::limited("bystander", "exec sleep 1000", directory.path())).await?;
+        let line = "until [ -e /out/go ]; do sleep 0.1; done; exec tail </dev/zero";
+        let id = node.run(&pod, &hog::limited("sharing", line, directory.path())).await?;
+        guard.wait_armed(2).await?;
+        std::fs::write(directory.path().join("go"), "").context("start the hog")?;
+        let ended = node.wait_exited(&id).await?;
+        ensure!(ended.exit_code == KILLED, "{ended:?}\n{}", guard.log_tail());
+        let status = guard.status().await?;
+        ensure!(status.history.is_empty(), "{status:?}");
+        ensure!(status.not_held.get(reason).is_some_and(|count| *count > 0), "{status:?}");
+        ensure!(is_stopped(node.pid(&bystander).await?) == Some(false), "the other container was stopped");
+        guard.stop()?;
+        node.remove_pod(&pod).await
     })
     .await
 }

@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use kwitness_api::proto::Event;
+use kwitness_api::proto::event::Kind;
 use kwitness_tests::agent::Agent;
+use kwitness_tests::cgroup::TestCgroup;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
-use kwitness_tests::guard::{Guard, is_stopped, wait_continued, wait_ended};
+use kwitness_tests::guard::{Guard, is_stopped, memory_event, wait_continued, wait_ended};
 use kwitness_tests::hog::{self, POD};
 use kwitness_tests::pod::PodSpec;
 use kwitness_tests::process::{cgroup_path, wait_for};
@@ -22,6 +25,8 @@ const LONG: &str = "10s";
 /// The longest time that a process is stopped, whatever happens: the longest hold, and a second.
 const PROMISED: Duration = Duration::from_secs(11);
 const SHORT: &str = "1s";
+/// A container with a bystander and a hog, which begins when it is let.
+const LINE: &str = "sleep 1000 & until [ -e /out/go ]; do sleep 0.1; done; tail </dev/zero; exec sleep 1000";
 
 /// The hold ends by its own deadline.
 pub(crate) async fn overdue(ctx: &TestContext, combination: Combination) -> Result<()> {
@@ -53,29 +58,77 @@ pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Resul
 
 /// The lease ends.
 pub(crate) async fn paused(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |guard, Processes { bystander, .. }| {
+    scene(ctx, combination, LONG, async |guard, Processes { bystander, agent, id, .. }| {
         let held = held(&guard).await?;
         let paused = guard.pause()?;
         held.wait_continued().await?;
         guard.wait_log("leaseEnded").await?;
         ensure!(is_stopped(bystander) == Some(true), "a process that another one stopped was continued");
         drop(paused);
+        reported(agent, &id, "leaseEnded").await.with_context(|| guard.log_tail())?;
         guard.stop()
     })
     .await
 }
 
-/// The guard ends everything, and itself: without a watchdog nothing may be held.
+/// Without a watchdog nothing may be held: the guard ends everything, and starts another one.
 pub(crate) async fn alone(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
+    without_watchdog(ctx, combination, Signal::SIGKILL).await
+}
+
+/// Nor with one that hangs.
+pub(crate) async fn unwatched(ctx: &TestContext, combination: Combination) -> Result<()> {
+    without_watchdog(ctx, combination, Signal::SIGSTOP).await
+}
+
+async fn without_watchdog(ctx: &TestContext, combination: Combination, signal: Signal) -> Result<()> {
+    scene(ctx, combination, LONG, async |guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
-        kill(Pid::from_raw(watchdog.cast_signed()), Signal::SIGKILL).context("kill the watchdog")?;
+        kill(Pid::from_raw(watchdog.cast_signed()), signal).context("the watchdog")?;
         held.wait_continued().await?;
-        ensure!(!guard.wait_ended()?.success(), "a guard without a watchdog ended well");
+        let ended = guard.wait("the end of the hold", |status| status.history.last().cloned()).await?;
+        ensure!(ended.refused.as_deref() == Some("watchdogLost"), "{ended:?}");
+        wait_ended("the watchdog's end", watchdog).await?;
+        let another = guard.wait("another watchdog", |status| status.watchdog_pid).await?;
+        ensure!(another != watchdog, "the watchdog was not replaced");
         ensure!(is_stopped(bystander) == Some(true), "a process that another one stopped was continued");
-        Ok(())
+        guard.stop()
     })
     .await
+}
+
+/// The kernel kills the guard for its own memory. Its watchdog, in another cgroup, continues what is held, and the next guard
+/// reports it.
+pub(crate) async fn oom_killed(ctx: &TestContext, combination: Combination) -> Result<()> {
+    hold(ctx, combination, LONG, LINE, async |mut guard, Processes { watchdog, agent, id, .. }| {
+        let root = Path::new("/sys/fs/cgroup");
+        fs::write(root.join("cgroup.subtree_control"), "+memory").context("have memory accounted")?;
+        let own = TestCgroup::make(root, &format!("kwitness-test-guard-{}", std::process::id()))?;
+        own.enter(guard.pid())?;
+        let held = held(&guard).await?;
+        // While anything is held, it looks at it forty times a second, and each look takes memory of the kernel's.
+        fs::write(own.directory().join("memory.max"), "0").context("write memory.max")?;
+        let killed = async || Ok((memory_event(own.directory(), "oom_kill")? > 0).then_some(()));
+        wait_for("the guard's OOM kill", READY_LIMIT, killed).await.with_context(|| guard.log_tail())?;
+        ensure!(!guard.wait_ended()?.success(), "an OOM-killed guard ended well");
+        held.wait_continued().await?;
+        guard.wait_log("guardDead").await?;
+        wait_ended("the watchdog's end", watchdog).await?;
+        let guard = guard.start_again().await?;
+        reported(agent, &id, "guardDead").await.with_context(|| guard.log_tail())?;
+        guard.stop()
+    })
+    .await
+}
+
+/// Waits until the daemon has the event of a hold of that container which ended for that reason.
+async fn reported(agent: &Agent, id: &str, reason: &str) -> Result<()> {
+    let is_it = |event: &Event| match &event.kind {
+        Some(Kind::GuardContinued(continued)) => continued.reason == reason,
+        _ => false,
+    };
+    let reported = async || Ok(agent.replay().await?.of(id).any(is_it).then_some(()));
+    wait_for(&format!("guardContinued with `{reason}`"), READY_LIMIT, reported).await
 }
 
 /// While one process is held, another one of its container reaches the threshold: it is held, too, and both are continued at the end
@@ -135,7 +188,7 @@ pub(crate) async fn frozen(ctx: &TestContext, combination: Combination) -> Resul
 
 /// The records outlive both, and the next guard ends what it finds in them, also if it cannot guard then.
 pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
+    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, agent, id, .. }| {
         let held = held(&guard).await?;
         let signal = |signal| kill(Pid::from_raw(watchdog.cast_signed()), signal).context("the watchdog");
         // While both are stopped, neither sees the other's end. The watchdog is killed first: the kernel continues a stopped process
@@ -155,6 +208,7 @@ pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<
         ensure!(said.contains(&format!("pid={} reason=\"guardRestarted\"", held.pid)), "{said}");
         wait_continued(held.pid).await?;
         let guard = guard.start_again().await?;
+        reported(agent, &id, "guardRestarted").await.with_context(|| guard.log_tail())?;
         ensure!(is_stopped(bystander) == Some(true), "a process that another one stopped was continued");
         guard.stop()
     })
@@ -188,13 +242,16 @@ async fn held(guard: &Guard) -> Result<Stopped> {
 }
 
 /// What a hold must find: looked up before it begins, for it lasts ten seconds at most.
-struct Processes {
+struct Processes<'a> {
     /// Of the same container, and stopped from outside.
     bystander: u32,
     /// The guard's.
     watchdog: u32,
     /// What the container sees as `/out`.
     directory: PathBuf,
+    agent: &'a Agent,
+    /// The container's.
+    id: String,
 }
 
 /// Brings a hold about whose raise never answers.
@@ -202,10 +259,9 @@ async fn scene(
     ctx: &TestContext,
     combination: Combination,
     longest_hold: &str,
-    body: impl AsyncFnOnce(Guard, Processes) -> Result<()>,
+    body: impl AsyncFnOnce(Guard, Processes<'_>) -> Result<()>,
 ) -> Result<()> {
-    let line = "sleep 1000 & until [ -e /out/go ]; do sleep 0.1; done; tail </dev/zero; exec sleep 1000";
-    hold(ctx, combination, longest_hold, line, body).await
+    hold(ctx, combination, longest_hold, LINE, body).await
 }
 
 /// The same with a container that runs a line of shell. It has a child that sleeps for a thousand seconds, and starts its hog when
@@ -215,7 +271,7 @@ async fn hold(
     combination: Combination,
     longest_hold: &str,
     line: &str,
-    body: impl AsyncFnOnce(Guard, Processes) -> Result<()>,
+    body: impl AsyncFnOnce(Guard, Processes<'_>) -> Result<()>,
 ) -> Result<()> {
     ctx.with_node(combination.driver, async |node| {
         ctx.with_agent(&[], async |agent: &Agent| {
@@ -232,10 +288,10 @@ async fn hold(
             guard.wait_armed(1).await?;
             let bystander = child_of(node.pid(&id).await?, "sleep").await?;
             kill(Pid::from_raw(bystander.cast_signed()), Signal::SIGSTOP).context("stop the bystander")?;
-            let watchdog = guard.status().await?.watchdog_pid;
+            let watchdog = guard.wait("the watchdog", |status| status.watchdog_pid).await?;
             fs::write(directory.path().join("go"), "").context("start the hog")?;
             let directory = directory.path().to_owned();
-            body(guard, Processes { bystander, watchdog, directory }).await?;
+            body(guard, Processes { bystander, watchdog, directory, agent, id }).await?;
             node.remove_pod(&pod).await
         })
         .await

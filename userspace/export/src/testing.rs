@@ -211,6 +211,7 @@ pub fn every_kind() -> Vec<proto::Event> {
                 process: guarded_process(),
                 held_ns: 6,
                 state: proto::GuardedState::Running.into(),
+                reason: String::new(),
             })),
         ),
         named(

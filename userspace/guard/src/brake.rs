@@ -302,6 +302,11 @@ impl Brakes {
         }
     }
 
+    /// Whether `memory.high` of that cgroup is, or was just now, the guard's.
+    pub fn has(&self, cgroup_id: u64) -> bool {
+        self.on.contains_key(&cgroup_id) || self.ending.contains_key(&cgroup_id)
+    }
+
     /// Whether all are released and everything is restored.
     pub fn is_idle(&self) -> bool {
         self.on.is_empty() && self.ending.values().all(|brake| brake.thread.is_finished())

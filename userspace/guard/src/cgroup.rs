@@ -22,6 +22,13 @@ pub(crate) fn own_path() -> Option<String> {
     path_of(&Process::myself().ok()?)
 }
 
+/// Whether what this process takes is charged to its cgroup: the root's is not, and has no such file.
+pub(crate) fn is_charged() -> bool {
+    own_path().is_some_and(|path| {
+        Path::new(ROOT).join(path.trim_start_matches('/')).join("memory.current").exists()
+    })
+}
+
 /// The path of a process' cgroup, likewise.
 pub(crate) fn path_of(process: &Process) -> Option<String> {
     process.cgroups().ok()?.into_iter().find(|cgroup| cgroup.hierarchy == 0).map(|cgroup| cgroup.pathname)
@@ -105,6 +112,18 @@ impl Cgroup {
         let flags = nix::libc::O_NONBLOCK;
         let file = File::options().write(true).truncate(true).custom_flags(flags).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| of(&path, error))
+    }
+
+    /// Threads of all processes in it and below; where that is not counted (`pids.current`), of those in it.
+    pub fn threads(&self) -> io::Result<u64> {
+        let Some(directory) = self.levels.first() else { return Ok(0) };
+        match read(directory, "pids.current") {
+            Ok(text) => text.trim().parse().map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && directory.exists() => {
+                Ok(read(directory, "cgroup.threads")?.lines().count() as u64)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// `memory.current`.
@@ -247,6 +266,18 @@ mod tests {
         let of_inner = pods(&[&nested[..], &inner].concat());
         assert_eq!(of_inner, [true, false, false, false, false]);
         assert_eq!(pods(&["pods", "pods/podA", "pods/podA/c"]), [false, false], "not a kubelet's");
+    }
+
+    #[test]
+    fn threads_are_counted_with_and_without_their_controller() {
+        let (root, id) = tree(&[("c", "60", 50, 0)]);
+        let cgroup = Cgroup::below(root.path(), "/c", id).unwrap().unwrap();
+        fs::write(root.path().join("c/cgroup.threads"), "7\n8\n9\n").unwrap();
+        assert_eq!(cgroup.threads().unwrap(), 3);
+        fs::write(root.path().join("c/pids.current"), "600\n").unwrap();
+        assert_eq!(cgroup.threads().unwrap(), 600);
+        fs::remove_dir_all(root.path().join("c")).unwrap();
+        assert!(is_gone(&cgroup.threads().unwrap_err()));
     }
 
     #[test]

@@ -67,12 +67,15 @@ pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> a
         let Some(cgroup) = cgroup else { continue };
         let limit = cgroup.limit().with_context(unreadable)?;
         let usage = cgroup.usage().with_context(unreadable)?;
+        let high = cgroup.high().with_context(unreadable)?;
         let above = cgroup.above(rule.step).with_context(unreadable)?;
         let raise = limit.map(|held_at| {
             let (promised, raises, unanswered) = (Bytes(0), 0, false);
             let facts = Facts {
                 held_at,
                 limit,
+                high,
+                is_returning: false,
                 above,
                 is_pod_raised,
                 available,

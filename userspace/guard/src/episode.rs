@@ -30,6 +30,8 @@ pub enum Input {
     Gone,
     /// The longest hold has ended.
     Overdue,
+    /// No watchdog looks on.
+    Unwatched,
 }
 
 /// What shows that a limit is in force.
@@ -88,6 +90,7 @@ impl Episode {
             (Stage::Raising, Input::Raised(Err(refusal)))
             | (Stage::Verifying, Input::Verified(Err(refusal))) => refused(refusal),
             (_, Input::Gone) => refused(Refusal::Gone),
+            (_, Input::Unwatched) => refused(Refusal::WatchdogLost),
             (Stage::Raising, Input::Overdue) => refused(Refusal::TooLate("raising the limit")),
             (Stage::Verifying, Input::Overdue) => refused(Refusal::TooLate("verifying it")),
             (Stage::Raising, Input::Verified(_)) | (Stage::Verifying, Input::Raised(_)) => Next::Wait(self),
@@ -144,10 +147,12 @@ mod tests {
     }
 
     #[test]
-    fn in_every_stage_the_end_of_the_container_and_of_the_longest_hold_end_it() {
+    fn in_every_stage_the_end_of_the_container_the_watchdog_and_the_longest_hold_end_it() {
         for (episode, late) in [(raising(), "raising the limit"), (verifying(), "verifying it")] {
             let gone = episode.clone().next(Input::Gone);
             assert_eq!(gone, Next::Continue(Outcome::Refused(Refusal::Gone)));
+            let unwatched = episode.clone().next(Input::Unwatched);
+            assert_eq!(unwatched, Next::Continue(Outcome::Refused(Refusal::WatchdogLost)));
             let overdue = episode.next(Input::Overdue);
             assert_eq!(overdue, Next::Continue(Outcome::Refused(Refusal::TooLate(late))));
         }

@@ -15,6 +15,19 @@
 //!              └──────────────────────────── in force: returned ────────────────────┘   ─▶ done, if it is the original limit
 //! ```
 //!
+//! # While a limit is being lowered
+//!
+//! The program compares with the limit that the kernel has at that charge, so threshold and limit never disagree. What could are the
+//! guard's map of armed cgroups and its own plans. So each return takes these steps, in this order:
+//!
+//! ```text
+//!  recorded as lent ─▶ armed, its cool-down and suspension ended ─▶ requested ─▶ the kernel has it ─▶ verified
+//!                      └── a process is held ────────────────────────┴───────────┴──────────────────┴─▶
+//!  held before the answer:           waits for it, then the raise is planned from what the process had when it was held
+//!  held at the higher limit:         the raise replaces the return, which is refused as `inUse`, and goes no lower than that limit
+//!  held at the lower limit:          the record is the kernel's own word that it has it: returned, and raised again
+//! ```
+//!
 //! # The quiet rule
 //!
 //! A limit to which it is lowered must have been enough for the whole time: no sample of usage above the threshold of *that* limit
@@ -84,6 +97,11 @@ impl Loan {
         Bytes(limit.0.saturating_sub(usage.max(self.original).0))
     }
 
+    /// Whether a limit was requested that is below the one at which a process was held: what it had is being taken from it.
+    pub fn is_taken_from(&self, held_at: Bytes) -> bool {
+        self.pending.is_some_and(|pending| pending < held_at)
+    }
+
     /// The change of which it is not known yet whether it comes.
     pub fn unanswered(&self) -> Option<Change> {
         self.pending.map(|to| Change { from: self.limit, to })
@@ -95,9 +113,13 @@ impl Loan {
 
     /// Whether the kernel's limit is one that the guard has set. What was requested need not be whole pages.
     fn is_ours(&self, limit: Bytes) -> bool {
-        let is_it = |set: Bytes| set.0.checked_sub(limit.0).is_some_and(|rest| rest < PAGE_MAX);
-        is_it(self.limit) || self.pending.is_some_and(is_it)
+        is_kept_as(self.limit, limit) || self.pending.is_some_and(|pending| is_kept_as(pending, limit))
     }
+}
+
+/// Whether the kernel has what was requested as that limit: it rounds down to a page.
+fn is_kept_as(requested: Bytes, limit: Bytes) -> bool {
+    requested.0.checked_sub(limit.0).is_some_and(|rest| rest < PAGE_MAX)
 }
 
 /// A container's cgroup at a moment.
@@ -220,6 +242,22 @@ impl GiveBack {
         }
     }
 
+    /// A process is held at that limit. If it is the one that is being verified, the kernel has it: returned.
+    pub fn proven(&mut self, held_at: Bytes) -> Option<Change> {
+        let Stage::Verifying(change) = self.stage else { return None };
+        is_kept_as(change.to, held_at).then(|| {
+            self.stage = Stage::default();
+            change
+        })
+    }
+
+    /// A raise is requested: what was being verified is not to come any more.
+    pub fn replaced(&mut self) -> Option<Change> {
+        let Stage::Verifying(change) = self.stage else { return None };
+        self.stage = Stage::default();
+        Some(change)
+    }
+
     /// The container runtime or the Kubernetes API has answered.
     pub fn lowered(&mut self, answer: Result<(), Refusal>) -> Next {
         let Stage::Lowering(change) = self.stage else { return Next::Wait };
@@ -275,172 +313,4 @@ fn quiet_per_mille(rule: &Rule) -> u128 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::tests::rule;
-
-    const MIB: u64 = 1 << 20;
-    const QUIET: Duration = Duration::from_secs(60);
-
-    fn mib(mib: u64) -> Bytes {
-        Bytes(mib * MIB)
-    }
-
-    fn change(from: u64, to: u64) -> Change {
-        Change { from: mib(from), to: mib(to) }
-    }
-
-    /// Raised from 64 MiB to 128 and 192.
-    fn loan() -> Loan {
-        let loan = Loan::requested(None, change(64, 128)).confirmed(mib(128));
-        Loan::requested(loan, change(128, 192)).confirmed(mib(192)).unwrap()
-    }
-
-    /// A container that is looked at once a second, for so many seconds from then on, unless something is to be done before.
-    fn run(machine: &mut GiveBack, from: u64, seconds: u64, limit: u64, used: u64) -> (u64, Next) {
-        for second in from..from + seconds {
-            let sample = Sample { now: second * 1_000_000_000, limit: Some(mib(limit)), used: mib(used) };
-            let next = machine.sample(&loan(), &rule(), QUIET, sample);
-            if next != Next::Wait {
-                return (second, next);
-            }
-        }
-        (from + seconds, Next::Wait)
-    }
-
-    #[test]
-    fn after_the_quiet_time_the_limit_goes_back_to_the_original() {
-        let mut machine = GiveBack::default();
-        assert_eq!(run(&mut machine, 100, 1000, 192, 51), (160, Next::Lower(change(192, 64))));
-        assert!(machine.is_lowering());
-        assert_eq!(run(&mut machine, 161, 100, 192, 1), (261, Next::Wait), "one at a time");
-        assert_eq!(machine.lowered(Ok(())), Next::Verify(change(192, 64)));
-        assert_eq!(machine.verified(Ok(())), Next::Returned(change(192, 64)));
-        assert_eq!(loan_after(192, 64), None);
-    }
-
-    fn loan_after(from: u64, to: u64) -> Option<Loan> {
-        Loan::requested(Some(loan()), change(from, to)).confirmed(mib(to))
-    }
-
-    #[test]
-    fn what_is_still_needed_is_given_back_step_by_step_and_never_below_usage_with_a_margin() {
-        // 80 % of 64 MiB are 51.2, of 128 MiB 102.4.
-        let mut machine = GiveBack::default();
-        assert_eq!(run(&mut machine, 0, 1000, 192, 52), (60, Next::Lower(change(192, 128))));
-        let left = loan_after(192, 128).unwrap();
-        assert_eq!((left.original, left.limit), (mib(64), mib(128)));
-        let mut machine = GiveBack::default();
-        assert_eq!(run(&mut machine, 0, 1000, 192, 103), (1000, Next::Wait), "all is needed");
-        for used in 0..=192 {
-            if let Some(to) = lower(mib(64), mib(192), &rule(), mib(used)) {
-                assert!(to.0 * 8 >= mib(used).0 * 10, "{used} MiB used, lowered to {to}");
-            }
-        }
-        let is_enough = |used| is_enough(mib(64), &rule(), mib(used));
-        assert!(is_enough(51) && !is_enough(52));
-        // A ceiling that is no whole number of steps away.
-        assert_eq!(lower(mib(64), mib(200), &rule(), mib(60)), Some(mib(128)));
-        assert_eq!(lower(mib(64), mib(128), &rule(), mib(60)), None);
-        assert_eq!(lower(Bytes(1), Bytes(u64::MAX), &rule(), Bytes(u64::MAX)), None);
-    }
-
-    #[test]
-    fn one_sample_of_use_a_hold_or_a_time_without_samples_begins_the_quiet_time_again() {
-        let mut machine = GiveBack::default();
-        run(&mut machine, 0, 59, 192, 10);
-        run(&mut machine, 59, 1, 192, 150);
-        assert_eq!(run(&mut machine, 60, 1000, 192, 10), (121, Next::Lower(change(192, 64))));
-        let mut machine = GiveBack::default();
-        run(&mut machine, 0, 59, 192, 10);
-        machine.held();
-        assert_eq!(run(&mut machine, 60, 1000, 192, 10), (120, Next::Lower(change(192, 64))));
-        let mut machine = GiveBack::default();
-        run(&mut machine, 0, 59, 192, 10);
-        assert_eq!(run(&mut machine, 70, 1000, 192, 10), (130, Next::Lower(change(192, 64))));
-    }
-
-    #[test]
-    fn what_another_process_has_set_is_not_given_back() {
-        let forget = |limit| Next::Forget { limit };
-        assert_eq!(run(&mut GiveBack::default(), 0, 1, 160, 10).1, forget(Some(mib(160))));
-        assert_eq!(run(&mut GiveBack::default(), 0, 1, 64, 10).1, forget(Some(mib(64))));
-        let unlimited = Sample { now: 1, limit: None, used: mib(1) };
-        assert_eq!(GiveBack::default().sample(&loan(), &rule(), QUIET, unlimited), forget(None));
-        // The next raise begins at what that process has set.
-        let next = Loan::requested(Some(loan()), change(160, 192));
-        assert_eq!((next.original, next.pending), (mib(160), Some(mib(192))));
-    }
-
-    #[test]
-    fn a_limit_that_the_kernel_has_rounded_down_to_a_page_is_the_guards() {
-        let to = Bytes(64 * MIB + 10_000_000);
-        let loan = Loan::requested(None, Change { from: mib(64), to }).confirmed(to).unwrap();
-        let next = |limit: u64| {
-            let sample =
-                |second: u64| Sample { now: second * 1_000_000_000, limit: Some(Bytes(limit)), used: mib(1) };
-            let mut machine = GiveBack::default();
-            let looks = (1..=61).map(|second| machine.sample(&loan, &rule(), QUIET, sample(second)));
-            looks.last()
-        };
-        for page in [4096, 65536] {
-            let limit = to.0 / page * page;
-            let change = Change { from: Bytes(limit), to: mib(64) };
-            assert_eq!(next(limit), Some(Next::Lower(change)), "pages of {page} bytes");
-            let again = Loan::requested(Some(loan), change);
-            assert_eq!((again.original, again.confirmed(mib(64))), (mib(64), None));
-        }
-        for other in [to.0 + 1, to.0 - PAGE_MAX] {
-            assert_eq!(next(other), Some(Next::Forget { limit: Some(Bytes(other)) }), "another process'");
-        }
-    }
-
-    #[test]
-    fn what_is_promised_is_at_most_what_was_lent() {
-        let large = Loan::requested(None, change(64 << 10, 65 << 10)).confirmed(mib(65 << 10)).unwrap();
-        let promised = |loan: &Loan, limit: u64, usage: u64| loan.promised(mib(limit), mib(usage));
-        assert_eq!(promised(&large, 65 << 10, 20 << 10), mib(1 << 10), "most was never used");
-        assert_eq!(promised(&loan(), 192, 100), mib(92));
-        assert_eq!(promised(&loan(), 192, 200), mib(0));
-        let raised = Loan::requested(Some(loan()), change(192, 256));
-        assert_eq!(promised(&raised, 192, 100), mib(156), "not yet in force");
-    }
-
-    #[test]
-    fn a_raise_whose_answer_is_to_come_is_waited_for_whether_it_came_or_not() {
-        let raised = Loan::requested(None, change(64, 128));
-        let sample = |limit| Sample { now: 1, limit: Some(mib(limit)), used: mib(1) };
-        let next = |loan: &Loan, limit| GiveBack::default().sample(loan, &rule(), QUIET, sample(limit));
-        assert_eq!((next(&raised, 64), next(&raised, 128)), (Next::Wait, Next::Wait));
-        assert_eq!(raised.withdrawn(mib(128)), None);
-        // What was lowered late is back.
-        let lowered = Loan::requested(Some(loan()), change(192, 64));
-        assert_eq!(next(&lowered, 192), Next::Wait);
-        let mut machine = GiveBack::default();
-        let late = |second: u64| Sample { now: second * 1_000_000_000, ..sample(64) };
-        let looks = (1..=61).map(|second| machine.sample(&lowered, &rule(), QUIET, late(second)));
-        assert_eq!(looks.last(), Some(Next::Verify(change(192, 64))), "lowered late");
-        assert_eq!(machine.verified(Ok(())), Next::Returned(change(192, 64)));
-        assert_eq!(lowered.confirmed(mib(64)), None);
-        let again = Loan::requested(Some(lowered), change(64, 128));
-        assert_eq!((again.original, again.limit), (mib(64), mib(64)), "raised before it was verified");
-        assert_eq!(again.confirmed(mib(64)), Some(again), "an answer to an earlier change");
-    }
-
-    #[test]
-    fn a_refusal_in_either_stage_begins_the_quiet_time_again() {
-        let refusal = || Refusal::Runtime("away".to_owned());
-        let refused =
-            |may_come_later| Next::Refused { change: change(192, 64), refusal: refusal(), may_come_later };
-        let mut machine = GiveBack::default();
-        run(&mut machine, 0, 61, 192, 10);
-        assert_eq!(machine.lowered(Err(refusal())), refused(false));
-        assert_eq!(machine.verified(Ok(())), Next::Wait, "of another stage");
-        assert_eq!(run(&mut machine, 61, 1000, 192, 10), (121, Next::Lower(change(192, 64))));
-        assert_eq!(machine.lowered(Ok(())), Next::Verify(change(192, 64)));
-        assert_eq!(machine.verified(Err(refusal())), refused(true), "it was accepted");
-        assert_eq!(run(&mut machine, 122, 1000, 192, 10).0, 182);
-        let loan = Loan::requested(Some(loan()), change(192, 64));
-        assert_eq!(loan.withdrawn(mib(64)).unwrap().limit, mib(192));
-    }
-}
+mod tests;

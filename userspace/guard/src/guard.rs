@@ -2,7 +2,7 @@
 //! pure state machine.
 //!
 //! ```text
-//!  HEARTBEAT ─── renew the lease, check the watchdog ─┐
+//!  HEARTBEAT ─── hear the watchdog, renew the lease ──┐
 //!  the ring ──── a process is held ───────────────────┤
 //!  RETRY ─────── while anything is held ──────────────┼──▶ look: what HELD says ──▶ Episode ──▶ raise, verify, continue
 //!  answers ───── of runtime and daemon ────────────────┘
@@ -24,17 +24,18 @@ mod pods;
 mod raises;
 mod returns;
 mod room;
+mod shares;
 mod times;
+mod watched;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
-use std::process::Child;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use kwitness_abi::{Hold, Lease, ProcessKey};
+use anyhow::Context as _;
+use kwitness_abi::{Hold, Lease};
 use kwitness_api::client::Address;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{Signal, Signals, notify_ready};
@@ -44,6 +45,7 @@ use tokio::task::JoinSet;
 
 use crate::brake::Brakes;
 use crate::cgroup;
+use crate::continued::{self, Continued};
 use crate::daemon::{self, Container};
 use crate::episode::{Episode, Input};
 use crate::give_back::{GiveBack, Loan};
@@ -52,12 +54,15 @@ use crate::metrics::{Counts, Metrics, Snapshot};
 use crate::orphans::Recovered;
 use crate::plan::Change;
 use crate::policy::{Bytes, Policy, Rule};
+use crate::process::{HoldId, hold_id};
 use crate::program::{self, LEASE, Program, level_bit, nanos};
 use crate::raise::Raiser;
 use crate::reporter::Reporter;
+use crate::share::NoShare;
 use crate::status::{self, Ended, Status};
-use crate::watchdog;
-use crate::{BRAKES_FILE, LOANS_FILE};
+use crate::watchdog::Ending;
+use crate::watchdog::link::Link;
+use crate::{BRAKES_FILE, CONTINUED_FILE, LOANS_FILE};
 use arming::{NotArmed, Suspended};
 use pods::Pods;
 use raises::Raises;
@@ -92,13 +97,6 @@ pub struct Options {
     pub http: Option<HttpAddress>,
 }
 
-/// One hold of one process: its pid, its start, the hold's.
-type HoldId = (u32, u64, u64);
-
-fn hold_id(key: ProcessKey, hold: &Hold) -> HoldId {
-    (key.pid, key.start_boottime, hold.since)
-}
-
 /// A container, or a pod, that is armed.
 struct Guarded {
     container: Container,
@@ -117,12 +115,15 @@ struct Guarded {
     quiet_until: u64,
     /// Why nothing of it is held until its limit is another one.
     suspended: Option<Suspended>,
+    /// From what share of its limit on it is held, in thousandths.
+    share: Result<u32, NoShare>,
     episode: Option<Running>,
 }
 
 impl Guarded {
     fn new(container: Container, rule: Rule) -> Self {
         Self {
+            share: Ok(rule.threshold.per_mille()),
             container,
             rule,
             raises: Raises::default(),
@@ -167,7 +168,7 @@ struct Answer {
 struct Guard {
     options: Options,
     program: Program,
-    watchdog: Child,
+    watchdog: Link,
     /// What runs.
     running: daemon::Running,
     /// The cgroup of this process.
@@ -178,6 +179,8 @@ struct Guard {
     not_armed: HashMap<u64, NotArmed>,
     /// What is armed no more and still exists.
     retired: HashMap<u64, Guarded>,
+    /// The container whose share was looked at last.
+    last_share: u64,
     /// Holds that are being continued: decided, and not yet seen running.
     continuing: HashSet<HoldId>,
     /// Holds that have been reported.
@@ -186,6 +189,10 @@ struct Guard {
     still: HashSet<HoldId>,
     /// A thread of others that had not stopped when it was last looked at.
     movers: HashMap<HoldId, u32>,
+    /// Holds that the watchdog has ended, or is about to end.
+    ended_by_watchdog: HashMap<HoldId, Ending>,
+    /// Holds that ended without a guard, and are still to be reported.
+    left: Vec<Continued>,
     brakes: Brakes,
     answers: JoinSet<Answer>,
     returns: JoinSet<answers::Answer>,
@@ -199,10 +206,10 @@ struct Guard {
     metrics: Option<Arc<Metrics>>,
 }
 
-/// Guards until a signal ends it, or the watchdog is lost.
+/// Guards until a signal ends it.
 ///
 /// # Errors
-/// The program cannot be used, the watchdog is gone. Everything that was held runs again by then.
+/// The program cannot be used, or no watchdog can be started at first. Everything that was held runs again by then.
 pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
     // What every hold needs must not fail for the first time in one.
     NodeMemory::read()?;
@@ -214,13 +221,13 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
     // A brake that is released need not wait for the kernel to reclaim memory.
     signal_hook::flag::register(SIGURG, Arc::default()).context("cannot handle signals")?;
     let program = Program::load(&options.pin_directory)?;
-    let watchdog = watchdog::spawn(&options.pin_directory)?;
+    let watchdog = Link::start(&options.pin_directory).await?;
     let (to, mut running) = mpsc::channel(1);
     let follow = tokio::spawn(daemon::follow(options.daemon.clone(), to, is_daemon_up));
     let reporter = Reporter::new();
     let reporting = tokio::spawn(reporter.clone().run(options.daemon.clone()));
     let raises_by = options.raiser.name();
-    tracing::info!(hook = program.hook, watchdog = watchdog.id(), raises_by, "guard ready");
+    tracing::info!(hook = program.hook, watchdog = watchdog.pid(), raises_by, "guard ready");
     notify_ready();
     let mut guard = Guard::new(options, program, watchdog, metrics, reporter.clone());
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
@@ -242,7 +249,7 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
                 Ok(answer) => guard.answered(answer),
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            _ = sample.tick() => guard.look_at_pods().and_then(|()| guard.look_at_suspended()).map(|()| guard.sample()),
+            _ = sample.tick() => guard.look_at_pods().and_then(|()| guard.look_at_suspended()).and_then(|()| guard.look_at_shares()).and_then(|()| guard.sample()),
             Some(answer) = guard.returns.join_next() => match answer {
                 Ok(answer) => guard.return_answered(answer).and_then(|()| guard.look()),
                 Err(error) => Err(error).context("a call's task failed"),
@@ -296,7 +303,7 @@ impl Guard {
     fn new(
         options: Options,
         program: Program,
-        watchdog: Child,
+        watchdog: Link,
         metrics: Option<Arc<Metrics>>,
         reporter: Reporter,
     ) -> Self {
@@ -317,10 +324,13 @@ impl Guard {
             guarded: HashMap::new(),
             not_armed: HashMap::new(),
             retired: HashMap::new(),
+            last_share: 0,
             continuing: HashSet::new(),
             reported: HashSet::new(),
             still: HashSet::new(),
             movers: HashMap::new(),
+            ended_by_watchdog: HashMap::new(),
+            left: continued::load(Path::new(CONTINUED_FILE)),
             answers: JoinSet::new(),
             episodes: 0,
             history: VecDeque::new(),
@@ -343,14 +353,11 @@ impl Guard {
         self.guarded.get_mut(&cgroup_id).or(self.retired.get_mut(&cgroup_id))
     }
 
-    /// Renews the lease: never without a watchdog.
+    /// Renews the lease; without a watchdog that looks on, ends it.
     fn beat(&mut self) -> anyhow::Result<()> {
-        if let Some(status) = self.watchdog.try_wait().context("cannot wait for the watchdog")? {
-            bail!("the watchdog ended ({status}): without it nothing may be held");
-        }
+        let until = if self.is_watched() { program::now() + nanos(LEASE) } else { 0 };
         let levels = self.guarded.values().filter_map(|guarded| level_bit(&guarded.container.cgroup_path));
         let levels = levels.fold(0, |all, level| all | level);
-        let until = program::now() + nanos(LEASE);
         self.program.records.set_lease(Lease { until, levels })?;
         if let Some(metrics) = &self.metrics {
             metrics.publish(self.snapshot()?);
@@ -364,11 +371,13 @@ impl Guard {
         Ok(Snapshot {
             counts: self.counts.clone(),
             held: self.program.records.held()?.len(),
-            armed: containers().filter(|guarded| guarded.suspended.is_none()).count(),
+            armed: containers().filter(|guarded| guarded.not_held().is_none()).count(),
             not_armed: self.not_armed(),
             not_held: self.program.spared()?,
             brakes: self.brakes.count(),
             reports: self.reporter.counts(),
+            is_watched: self.watchdog.looks_on(),
+            watchdog_restarts: self.watchdog.restarts(),
             lent: containers().filter(|guarded| guarded.loan.is_some()).count(),
             budget_left: left().map(u64::from).sum(),
             budget_spent: left().filter(|left| *left == 0).count(),
@@ -378,9 +387,8 @@ impl Guard {
     /// How many containers are not armed, by reason.
     fn not_armed(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
-        let suspended = self.guarded.values().filter_map(|guarded| guarded.suspended.as_ref());
-        let suspended = suspended.map(|suspended| suspended.reason);
-        for reason in self.not_armed.values().map(|reason| reason.name()).chain(suspended) {
+        let not_held = self.guarded.values().filter_map(Guarded::not_held);
+        for reason in self.not_armed.values().map(|reason| reason.name()).chain(not_held) {
             *counts.entry(reason).or_default() += 1;
         }
         counts
@@ -395,13 +403,14 @@ impl Guard {
             raises: guarded.raises.count(),
             budget: guarded.rule.budget,
             original_limit: guarded.loan.map(|loan| loan.original.0),
-            suspended: guarded.suspended.as_ref().map(|suspended| suspended.reason.to_owned()),
+            suspended: guarded.not_held().map(str::to_owned),
         });
         let named = |(name, count): (&'static str, u64)| (name.to_owned(), count);
         let Counts { raises, refusals, returns, return_refusals, .. } = self.counts.clone();
         Ok(Status {
             pid: std::process::id(),
-            watchdog_pid: self.watchdog.id(),
+            watchdog_pid: self.watchdog.pid(),
+            watchdog_restarts: self.watchdog.restarts(),
             hook: self.program.hook.to_owned(),
             armed: armed.collect(),
             not_armed: self.not_armed().into_iter().map(named).collect(),
@@ -430,11 +439,8 @@ impl Guard {
             }
             tokio::time::sleep(RETRY).await;
         }
-        drop(self.watchdog.stdin.take());
-        let mut watchdog = self.watchdog;
-        let waited = tokio::task::spawn_blocking(move || watchdog.wait()).await?;
         // What is left can be ended by the next guard only where it is pinned.
-        if waited.context("cannot wait for the watchdog")?.success() {
+        if self.watchdog.end().await {
             self.program.unload()?;
         }
         Ok(())

@@ -35,7 +35,8 @@
 //! | the guard is killed | the watchdog, by the end of its pipe | at once |
 //! | the guard hangs, or is stopped | the watchdog, by the lease's end | [`LEASE`] after the last heartbeat |
 //! | a hold overruns | the watchdog, by the hold's own deadline | [`OVERRUN`](watchdog) after it |
-//! | the watchdog is killed | the guard: it continues everything and exits | at its next heartbeat |
+//! | the watchdog ends, or is killed | the guard, which then holds nothing until another one looks on | at its next heartbeat |
+//! | the watchdog hangs, or is stopped | the same | [`SILENCE_MAX`](watchdog::SILENCE_MAX) after its last sign |
 //! | both are killed at the same moment | the next guard: the records are pinned | when it starts, whatever keeps it from guarding then |
 //!
 //! Without a heartbeat within [`LEASE`] the program holds nothing, so that a guard that is not there cannot stop anything.
@@ -45,13 +46,17 @@
 //! | Rule | Place |
 //! |---|---|
 //! | who is never stopped; recorded before stopped; the threshold | the BPF program, `ebpf/guard` |
+//! | that the program costs page faults next to nothing | `calls` |
 //! | which containers, and every number | [`policy`] |
 //! | what is never armed, whatever a rule says | `protected` |
+//! | that a hold leaves room for the other threads, and comes before another process' `memory.high` | `share` |
 //! | whether and how far a limit is raised; why not | [`plan`] |
 //! | what limit and usage are at this moment, at every level | `cgroup` |
 //! | what follows what in a hold | [`episode`] |
 //! | when a hold must end whatever the guard does | [`watchdog`] |
+//! | that nothing is held without a watchdog that looks on | `watchdog::link` |
 //! | how the holds of a dead guard end | `orphans` |
+//! | that there is an event of each hold which the guard did not end itself | `continued` |
 //! | that only what was recorded is continued, until it is seen running; whether it has stopped | `process` |
 //! | that a process which has not stopped is slowed down, and for no longer | `brake` |
 //! | how a limit is raised | [`raise`] |
@@ -60,10 +65,12 @@
 //! | that a limit is in force | the daemon's `Verify`, called by [`daemon`] |
 //! | that the daemon's stream has an event of each step | `reporter` |
 //!
-//! [`policy`], [`plan`], [`episode`], [`give_back`] and `raise::resize` are pure: no clock, no file, no signal.
+//! [`policy`], [`plan`], [`episode`], [`give_back`] `share` and `raise::resize` are pure: no clock, no file, no signal.
 
 mod brake;
+mod calls;
 mod cgroup;
+mod continued;
 pub mod daemon;
 pub mod dry_run;
 pub mod episode;
@@ -81,12 +88,14 @@ mod program;
 mod protected;
 pub mod raise;
 mod reporter;
+mod share;
 mod state_file;
 pub mod status;
 pub mod watchdog;
 
 use kwitness_service::privileges::{CapabilitySet, Privilege};
 
+pub use calls::Flaw;
 pub use guard::{HEARTBEAT, Options, run};
 pub use metrics::CATALOG;
 pub use orphans::{Recovered, recover};
@@ -120,6 +129,9 @@ pub const LOANS_FILE: &str = "/run/kwitness/guard-loans.json";
 
 /// Whose `memory.high` the guard of this node has lowered: its watchdog, or the next guard, restores it.
 const BRAKES_FILE: &str = "/run/kwitness/guard-brakes.json";
+
+/// Which holds ended without a guard: the next one reports them.
+const CONTINUED_FILE: &str = "/run/kwitness/guard-continued.json";
 
 /// Where lease and holds are pinned by default.
 pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/kwitness-guard";

@@ -41,6 +41,10 @@ kwitness_service::metrics! {
             "Containers that are not armed although a rule matches, or may match, them, by reason as in the status.";
         BUDGET_LEFT: Gauge, "kwitness_guard_budget_left_raises", [], "Raises that all armed containers together may still have.";
         BUDGET_SPENT: Gauge, "kwitness_guard_budget_spent_containers", [], "Armed containers that may have no further raise.";
+        WATCHDOG_UP: Gauge, "kwitness_guard_watchdog_up", [],
+            "Whether the watchdog looks on: 1 or 0. While it does not, nothing is held.";
+        WATCHDOG_RESTARTS: Counter, "kwitness_guard_watchdog_restarts_total", [],
+            "Watchdogs that were started because the one before hung or had ended.";
         DAEMON_UP: Gauge, "kwitness_guard_daemon_up", [], "Whether the daemon reports containers: 1 or 0.";
         BEAT_AGE: Gauge, "kwitness_guard_heartbeat_age_seconds", [],
             "Time since the last heartbeat, and age of all values here; one comes every 0.2 seconds.";
@@ -92,6 +96,8 @@ pub(crate) struct Snapshot {
     pub not_held: Vec<(&'static str, u64)>,
     pub brakes: u64,
     pub reports: ReportCounts,
+    pub is_watched: bool,
+    pub watchdog_restarts: u64,
     pub lent: usize,
     pub budget_left: u64,
     pub budget_spent: usize,
@@ -141,7 +147,7 @@ impl Pages for Metrics {
 impl Snapshot {
     fn expose(&self, exposition: &mut Exposition) {
         let Self { counts, held, armed, not_armed, not_held, brakes, reports, .. } = self;
-        let Self { lent, budget_left, budget_spent, .. } = self;
+        let Self { lent, budget_left, budget_spent, is_watched, watchdog_restarts, .. } = self;
         exposition.set(&HELD, *held);
         exposition.set(&HOLDS, counts.holds);
         let mut continued = exposition.family(&CONTINUED);
@@ -168,6 +174,8 @@ impl Snapshot {
         not_armed.iter().for_each(|(reason, count)| of.add([reason], *count));
         exposition.set(&BUDGET_LEFT, *budget_left);
         exposition.set(&BUDGET_SPENT, *budget_spent);
+        exposition.set(&WATCHDOG_UP, u64::from(*is_watched));
+        exposition.set(&WATCHDOG_RESTARTS, *watchdog_restarts);
     }
 }
 
@@ -208,7 +216,7 @@ mod tests {
     fn a_scrape_has_what_was_published() {
         let is_up = Arc::new(AtomicBool::new(true));
         let metrics = Metrics::new(Program::new(Arc::default()), is_up);
-        let mut snapshot = Snapshot { armed: 2, budget_left: 9, ..Snapshot::default() };
+        let mut snapshot = Snapshot { armed: 2, budget_left: 9, is_watched: true, ..Snapshot::default() };
         snapshot.not_armed.insert("full", 3);
         snapshot.not_held.push(("traced", 4));
         snapshot.counts.refusals.insert("atCeiling", 5);
@@ -230,6 +238,7 @@ mod tests {
             "kwitness_guard_hold_seconds_bucket{le=\"0.5\"} 1",
             "kwitness_guard_continued_total{state=\"gone\"} 0",
             "kwitness_guard_daemon_up 1",
+            "kwitness_guard_watchdog_up 1",
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line} is not in {text}");
         }

@@ -2,6 +2,7 @@
 //!
 //! The records outlive both, because they are pinned. Continues what is recorded, and nothing else.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,25 +11,35 @@ use kwitness_abi::Lease;
 use kwitness_service::{InstanceLock, Socket};
 
 use crate::brake;
-use crate::process::{self, State};
+use crate::continued::{self, Continued, Reason};
+use crate::process::{self, HoldId, State, hold_id};
 use crate::program::{self, LEASE, ProgramError, Records};
-use crate::{BRAKES_FILE, LOCK_FILE};
+use crate::{BRAKES_FILE, CONTINUED_FILE, LOCK_FILE};
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(25);
 
-/// Ends every hold that is recorded. Returns how many processes are still stopped: they need another attempt.
+/// Ends every hold that is recorded, and adds it to `ended`. Returns how many processes are still stopped: they need another attempt.
+/// `earlier` are those that have ended before and were not removed from the records: when, and why.
 ///
 /// # Errors
 /// The records cannot be read or changed.
-pub fn end_all(records: &mut Records, reason: &str) -> Result<usize, ProgramError> {
+pub(crate) fn end_all(
+    records: &mut Records,
+    reason: Reason,
+    earlier: &HashMap<HoldId, (u64, Reason)>,
+    ended: &mut Vec<Continued>,
+) -> Result<usize, ProgramError> {
     let mut left = 0;
     for (key, hold) in records.held()? {
         match process::end_hold(key, &hold) {
             Ok(State::Stopped) => left += 1,
             Ok(state) => {
                 records.release(key)?;
-                let held_ms = program::now().saturating_sub(hold.since) / 1_000_000;
+                let now = (program::now(), reason);
+                let (at, reason) = earlier.get(&hold_id(key, &hold)).copied().unwrap_or(now);
+                ended.push(Continued::new(key, &hold, at, state, reason));
+                let (reason, held_ms) = (reason.name(), at.saturating_sub(hold.since) / 1_000_000);
                 tracing::warn!(pid = key.pid, reason, held_ms, ?state, "guardContinued");
             }
             Err(error) => {
@@ -70,8 +81,14 @@ async fn end_left(directory: &Path) -> anyhow::Result<()> {
         tokio::time::sleep(RETRY).await;
     }
     records.set_lease(Lease::default())?;
-    while end_all(&mut records, "guardRestarted")? > 0 {
-        tokio::time::sleep(RETRY).await;
-    }
-    Ok(())
+    let mut ended = Vec::new();
+    let done = loop {
+        match end_all(&mut records, Reason::GuardRestarted, &HashMap::new(), &mut ended) {
+            Ok(0) => break Ok(()),
+            Ok(_) => tokio::time::sleep(RETRY).await,
+            Err(error) => break Err(error.into()),
+        }
+    };
+    continued::add(Path::new(CONTINUED_FILE), ended);
+    done
 }

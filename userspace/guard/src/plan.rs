@@ -21,6 +21,10 @@ pub struct Facts {
     pub held_at: Bytes,
     /// The limit now, by the cgroup's file; none: there is none any more.
     pub limit: Option<Bytes>,
+    /// `memory.high`, if another process has set it.
+    pub high: Option<Bytes>,
+    /// A lower limit than that has been requested, to give raises back.
+    pub is_returning: bool,
     /// The cgroups above that have a limit, the nearest first.
     pub above: Vec<Level>,
     /// The pod's limit is raised with the container's.
@@ -84,6 +88,9 @@ pub enum Refusal {
         /// What the raise adds.
         step: Bytes,
     },
+    /// The container would be slowed down as before. What the kubelet has set moves with the limit.
+    #[error("memory.high is {0}, which another process has set: a higher limit would change nothing")]
+    Throttled(Bytes),
     /// The cgroup's files cannot be read.
     #[error("cannot read the container's cgroup: {0}")]
     Unreadable(String),
@@ -118,6 +125,9 @@ pub enum Refusal {
     /// The daemon is away.
     #[error("cannot be verified: {0}")]
     Unverified(String),
+    /// No watchdog looks on: what the guard could not continue, no process would.
+    #[error("the guard's watchdog hangs or has ended: nothing is held until another one looks on")]
+    WatchdogLost,
     /// The longest hold ended first.
     #[error("no answer within the longest hold, while {0}")]
     TooLate(&'static str),
@@ -142,6 +152,7 @@ impl Refusal {
             Self::BudgetExhausted(_) => "budgetExhausted",
             Self::RaisedMeanwhile(_) => "raisedMeanwhile",
             Self::LimitAbove { .. } => "limitAbove",
+            Self::Throttled(_) => "throttled",
             Self::Unreadable(_) => "unreadable",
             Self::NoFreeMemory { .. } => "noFreeMemory",
             Self::Unanswered => "unanswered",
@@ -151,6 +162,7 @@ impl Refusal {
             Self::Resize(refusal) => refusal.name(),
             Self::NotInForce(_) => "notInForce",
             Self::Unverified(_) => "unverified",
+            Self::WatchdogLost => "watchdogLost",
             Self::TooLate(_) => "tooLate",
             Self::InUse { .. } => "inUse",
             Self::LimitChanged(_) => "limitChanged",
@@ -194,7 +206,7 @@ impl Refusal {
     /// Whether every further hold would end in the same way, as long as the limit stays as it is.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::AtCeiling { .. } | Self::BudgetExhausted(_) => true,
+            Self::AtCeiling { .. } | Self::BudgetExhausted(_) | Self::Throttled(_) => true,
             #[cfg(feature = "kubernetes")]
             Self::Resize(
                 ResizeRefusal::OtherPod
@@ -212,31 +224,37 @@ impl Refusal {
     }
 }
 
-/// What to raise a limit to.
+/// What to raise a limit to. While raises are being given back, the process gets what it had when it was held, whatever budget and
+/// ceiling say, and more only as they allow.
 ///
 /// # Errors
 /// The policy or the node forbids it.
 pub fn raise(rule: &Rule, facts: &Facts) -> Result<Change, Refusal> {
-    let Facts { held_at, limit, ref above, is_pod_raised, raises, unanswered, .. } = *facts;
+    let Facts { held_at, limit, is_returning, ref above, is_pod_raised, raises, unanswered, .. } = *facts;
     let limit = limit.filter(|limit| *limit <= held_at).ok_or(Refusal::RaisedMeanwhile(held_at))?;
     if unanswered {
         return Err(Refusal::Unanswered);
     }
-    if raises >= rule.budget {
-        return Err(Refusal::BudgetExhausted(raises));
+    let had = if is_returning { held_at } else { limit };
+    let most = Bytes(had.0.saturating_add(rule.step.0)).min(rule.ceiling);
+    let to = match () {
+        () if is_returning && raises >= rule.budget => had,
+        () if is_returning => most.max(had),
+        () if raises >= rule.budget => return Err(Refusal::BudgetExhausted(raises)),
+        () if most <= limit => return Err(Refusal::AtCeiling { limit, ceiling: rule.ceiling }),
+        () => most,
+    };
+    if let Some(high) = facts.high.filter(|high| *high <= limit && !is_pod_raised) {
+        return Err(Refusal::Throttled(high));
     }
-    let to = Bytes(limit.0.saturating_add(rule.step.0)).min(rule.ceiling);
-    if to <= limit {
-        return Err(Refusal::AtCeiling { limit, ceiling: rule.ceiling });
-    }
-    let step = Bytes(to.0 - limit.0);
+    let step = Bytes(to.0 - had.0);
     let mut fixed = above.iter().filter(|level| !(level.is_pod && is_pod_raised));
     if let Some(level) = fixed.find(|level| level.limit < to || level.free < step) {
         return Err(Refusal::LimitAbove { level: level.clone(), step });
     }
     let available = Bytes(facts.available.0.saturating_sub(facts.promised.0));
     let needed = Bytes(step.0.saturating_add(facts.reserve.0.max(step.0 / RESERVE)));
-    if available < needed {
+    if step > Bytes(0) && available < needed {
         return Err(Refusal::NoFreeMemory { available, step, needed });
     }
     Ok(Change { from: limit, to })
@@ -260,6 +278,8 @@ pub(crate) mod tests {
         Facts {
             held_at: limit,
             limit: Some(limit),
+            high: None,
+            is_returning: false,
             above: Vec::new(),
             is_pod_raised: false,
             available,
@@ -293,6 +313,40 @@ pub(crate) mod tests {
         let refusal = with(2).unwrap_err();
         assert_eq!(refusal, Refusal::BudgetExhausted(2));
         assert!(refusal.is_permanent());
+    }
+
+    #[test]
+    fn what_is_being_given_back_is_taken_from_no_process_that_needs_it() {
+        let of = |held_at: u64, limit: u64, raises| {
+            let (held_at, limit) = (Bytes(held_at * MIB), Some(Bytes(limit * MIB)));
+            let facts =
+                Facts { held_at, limit, raises, is_returning: true, available: Bytes(96 * MIB), ..facts() };
+            raise(&rule(), &facts).map(|raise| (raise.from.0 / MIB, raise.to.0 / MIB))
+        };
+        assert_eq!(of(128, 128, 1), Ok((128, 192)), "not lowered yet");
+        assert_eq!(of(128, 64, 1), Ok((64, 192)), "one step above what it had");
+        for limit in [64, 192] {
+            assert_eq!(of(192, limit, 2), Ok((limit, 192)), "the budget allows no more than it had");
+            assert_eq!(of(200, limit, 1), Ok((limit, 200)), "nor does the ceiling");
+        }
+        let tight = Facts {
+            held_at: Bytes(200 * MIB),
+            is_returning: true,
+            available: Bytes(0),
+            reserve: Bytes(MIB),
+            ..facts()
+        };
+        assert!(raise(&rule(), &tight).is_ok(), "the node gives no more than it had");
+    }
+
+    #[test]
+    fn a_raise_that_changes_nothing_because_of_memory_high_is_refused_unless_the_kubelet_moves_that_too() {
+        let with = |high: u64, is_pod_raised| {
+            raise(&rule(), &Facts { high: Some(Bytes(high * MIB)), is_pod_raised, ..facts() })
+        };
+        let refusal = with(64, false).unwrap_err();
+        assert!(refusal == Refusal::Throttled(Bytes(64 * MIB)) && refusal.is_permanent());
+        assert!(with(65, false).is_ok() && with(58, true).is_ok());
     }
 
     #[test]

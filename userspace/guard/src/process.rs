@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use procfs::process::{ProcState, Process, Stat, Task};
 use procfs::{ProcError, ProcResult};
 use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
 
 use crate::program::{self, nanos};
 
@@ -25,6 +26,14 @@ const CAP_SYS_PTRACE: u64 = 1 << 19;
 
 /// SIGSTOP in a mask of pending signals.
 const SIGSTOP_PENDING: u64 = 1 << (Signal::STOP.as_raw() - 1);
+
+/// One hold of one process: its pid, its start, the hold's.
+pub(crate) type HoldId = (u32, u64, u64);
+
+/// What names a hold.
+pub(crate) fn hold_id(key: ProcessKey, hold: &Hold) -> HoldId {
+    (key.pid, key.start_boottime, hold.since)
+}
 
 /// Why this process could not continue what is held.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +88,8 @@ fn unable(effective: u64, hidepid: Option<&str>) -> Option<Unable> {
 }
 
 /// What a held process does. One that a debugger has stopped counts as running: it is the debugger's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum State {
     /// At least one thread is stopped.
     Stopped,

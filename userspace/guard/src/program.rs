@@ -19,6 +19,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::calls::{self, Flaw};
 use crate::layout::{self, BTF_PATH};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kwitness-guard.o"));
@@ -81,6 +82,9 @@ pub enum ProgramError {
         /// Why not by a kprobe.
         kprobe: String,
     },
+    /// It would cost too much, or see nothing.
+    #[error("no process can be held by {TARGET}: {0}. Report it with the kernel's version")]
+    Calls(Flaw),
     /// A map cannot be read or written.
     #[error("map {name}")]
     Map {
@@ -116,6 +120,11 @@ pub fn now() -> u64 {
 /// A duration as the program counts it.
 pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// CPUs of the node that run processes; more than there can be, if that cannot be read.
+pub(crate) fn cpus() -> u64 {
+    aya::util::online_cpus().map_or(u64::MAX, |cpus| cpus.len() as u64)
 }
 
 /// The names under which lease and holds are pinned.
@@ -203,6 +212,7 @@ pub struct Program {
     pub records: Records,
     armed: HashMap<MapData, u64, ArmedValue>,
     spared: PerCpuArray<MapData, u64>,
+    calls: PerCpuArray<MapData, u64>,
     wake: AsyncFd<RingBuf<MapData>>,
     directory: PathBuf,
 }
@@ -240,7 +250,8 @@ impl Program {
         // SAFETY: the ring owns its descriptor, and nothing replaces or closes it before the `AsyncFd` is dropped.
         let wake = unsafe { AsyncFd::register_with_interest(wake, Interest::READABLE) };
         let wake = wake.map_err(|error| ProgramError::Wait(error.into()))?;
-        Ok(Self {
+        let this = Self {
+            calls: PerCpuArray::try_from(take("CALLS")?).map_err(map_error("CALLS"))?,
             armed: HashMap::try_from(take("ARMED")?).map_err(map_error("ARMED"))?,
             spared: PerCpuArray::try_from(take("SPARED")?).map_err(map_error("SPARED"))?,
             wake,
@@ -248,7 +259,12 @@ impl Program {
             _ebpf: ebpf,
             hook,
             directory: directory.to_owned(),
-        })
+        };
+        // Before the first lease, for only then the program counts.
+        match calls::flaw(|| sum(&this.calls, 0, "CALLS"))? {
+            Some(flaw) => this.unload().and(Err(ProgramError::Calls(flaw))),
+            None => Ok(this),
+        }
     }
 
     /// Detaches it, and removes what is pinned: nothing is held.
@@ -272,9 +288,7 @@ impl Program {
     pub fn spared(&self) -> Result<Vec<(&'static str, u64)>, ProgramError> {
         let mut all = Vec::new();
         for reason in Spared::ALL {
-            let per_cpu = self.spared.get(&(reason as u32), 0);
-            let per_cpu = per_cpu.map_err(|source| ProgramError::Map { name: "SPARED", source })?;
-            let count = per_cpu.iter().sum();
+            let count = sum(&self.spared, reason as u32, "SPARED")?;
             if count > 0 {
                 all.push((reason.name(), count));
             }
@@ -292,6 +306,12 @@ impl Program {
     pub fn drain(&mut self) {
         while self.wake.get_mut().next().is_some() {}
     }
+}
+
+/// What all CPUs have counted.
+fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, name: &'static str) -> Result<u64, ProgramError> {
+    let per_cpu = counters.get(&index, 0).map_err(|source| ProgramError::Map { name, source })?;
+    Ok(per_cpu.iter().sum())
 }
 
 /// What removing an entry came to. One that is not there any more was removed by another process: by the watchdog of a dead

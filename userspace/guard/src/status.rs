@@ -33,8 +33,11 @@ const ANSWER_MAX: u64 = 16 << 20;
 pub struct Status {
     /// Its process id.
     pub pid: u32,
-    /// The watchdog's.
-    pub watchdog_pid: u32,
+    /// The watchdog's; none: none looks on, and nothing is held.
+    pub watchdog_pid: Option<u32>,
+    /// How often another one had to be started.
+    #[serde(default)]
+    pub watchdog_restarts: u64,
     /// How the program is attached: `fentry` or `kprobe`.
     pub hook: String,
     /// The containers that are armed, or were and are suspended.
@@ -74,7 +77,8 @@ pub struct Armed {
     pub budget: u32,
     /// The limit before the first raise, in bytes; none: there was none, or it has been given back.
     pub original_limit: Option<u64>,
-    /// Why nothing of it is held until its limit is another one: every raise would be refused for this reason.
+    /// Why nothing of it is held: every raise would be refused for this reason, until its limit is another one; or no share of its
+    /// limit leaves room for a hold (`noHeadroom`, `throttled`), until that changes.
     pub suspended: Option<String>,
 }
 
@@ -224,7 +228,8 @@ mod tests {
     fn status() -> Status {
         Status {
             pid: 1,
-            watchdog_pid: 2,
+            watchdog_pid: Some(2),
+            watchdog_restarts: 0,
             hook: "fentry".to_owned(),
             armed: Vec::new(),
             not_armed: BTreeMap::from([("full".to_owned(), 3)]),

@@ -4,16 +4,21 @@
 //!  the pipe from the guard has ended ──▶ the guard is dead: end the lease, continue everything, exit after LINGER
 //!  the lease has ended ────────────────▶ the guard hangs or is stopped: continue everything
 //!  a hold is OVERRUN past its deadline ▶ the guard is too slow: continue that process
+//!  each look ─────────────────────────▶ a sign of life on its standard output
 //! ```
 //!
-//! Whatever it continues, it releases the second brake of its container, too.
+//! Whatever it continues, it releases the second brake of its container, too. What it is about to continue it announces to the guard;
+//! without a guard, it puts down what it has continued, for the next one.
 //!
 //! Started by the guard before anything is armed; finds lease and records where they are pinned. It writes neither while the
 //! guard lives. It knows no policy, no container and no daemon. A signal to a service is the guard's to act on: the
 //! watchdog ends after it. It is in a process group of its own, so that a key of a terminal (^C, ^Z, ^\) reaches the guard
 //! alone.
 
-use std::collections::HashSet;
+pub(crate) mod link;
+mod signs;
+
+use std::collections::{HashMap, HashSet};
 use std::io::{Stdin, stdin};
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
@@ -28,11 +33,15 @@ use kwitness_abi::{Hold, Lease};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-use crate::BRAKES_FILE;
 use crate::brake;
+use crate::continued::{self, Reason};
 use crate::orphans;
-use crate::process::{self, State};
+use crate::process::{self, HoldId, State, hold_id};
 use crate::program::{self, Records, nanos};
+use crate::{BRAKES_FILE, CONTINUED_FILE};
+pub use link::SILENCE_MAX;
+pub(crate) use signs::Ending;
+use signs::Signs;
 
 /// How long the guard has, after a hold's deadline, to end it itself.
 const OVERRUN: Duration = Duration::from_millis(250);
@@ -50,12 +59,12 @@ pub const COMMAND: [&str; 2] = ["guard", "watchdog"];
 ///
 /// # Errors
 /// It cannot be started.
-pub fn spawn(directory: &Path) -> anyhow::Result<Child> {
+fn spawn(directory: &Path) -> anyhow::Result<Child> {
     Command::new("/proc/self/exe")
         .args(COMMAND)
         .arg(directory)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .process_group(0)
         .spawn()
         .context("cannot start the watchdog")
@@ -70,28 +79,34 @@ pub fn run(directory: &Path) -> anyhow::Result<()> {
     process::check()?;
     let mut records = Records::pinned(directory)?.context("no guard has pinned its records there")?;
     leave_signals_to_the_guard()?;
-    let stdin = stdin();
-    let mut continued = HashSet::new();
+    let (stdin, mut signs) = (stdin(), Signs::to_guard()?);
+    let (mut announced, mut ended) = (HashSet::new(), HashMap::new());
     let mut wait = IDLE;
     while !has_ended(&stdin, wait)? {
         let held = records.held()?;
+        signs.beat();
         wait = if held.is_empty() { IDLE } else { BUSY };
         if held.is_empty() {
-            continued.clear();
+            announced.clear();
+            ended.clear();
         }
         let (now, lease) = (program::now(), records.lease()?);
         for (key, hold) in held {
             let Some(reason) = must_end(now, lease.until, &hold) else { continue };
-            let hold_id = (key.pid, key.start_boottime, hold.since);
-            if continued.contains(&hold_id) {
+            let id = hold_id(key, &hold);
+            if ended.contains_key(&id) {
                 continue;
+            }
+            // Before SIGCONT: what the guard sees running is then not taken for its own doing.
+            if announced.insert(id) {
+                signs.announce(&Ending::new(id, now, reason));
             }
             match process::end_hold(key, &hold) {
                 Ok(State::Stopped) => {}
                 Ok(state) => {
-                    continued.insert(hold_id);
+                    ended.insert(id, (now, reason));
                     brake::recover(Path::new(BRAKES_FILE), Some(hold.cgroup_id));
-                    let held_ms = now.saturating_sub(hold.since) / 1_000_000;
+                    let (reason, held_ms) = (reason.name(), now.saturating_sub(hold.since) / 1_000_000);
                     tracing::warn!(pid = key.pid, reason, held_ms, ?state, "watchdog: hold ended");
                 }
                 Err(error) => {
@@ -100,7 +115,7 @@ pub fn run(directory: &Path) -> anyhow::Result<()> {
             }
         }
     }
-    outlive(&mut records);
+    outlive(&mut records, &mut signs, &ended);
     Ok(())
 }
 
@@ -114,13 +129,18 @@ fn leave_signals_to_the_guard() -> anyhow::Result<()> {
 }
 
 /// Ends every hold of a dead guard. Whatever fails is tried again: there is no one else to do it.
-fn outlive(records: &mut Records) {
+fn outlive(records: &mut Records, signs: &mut Signs, earlier: &HashMap<HoldId, (u64, Reason)>) {
     let dead_since = Instant::now();
     // The next guard may put its own on soon.
     brake::recover(Path::new(BRAKES_FILE), None);
     loop {
-        let ended = records.set_lease(Lease::default());
-        match ended.and_then(|()| orphans::end_all(records, "guardDead")) {
+        // The guard may be waiting for this process to end.
+        signs.beat();
+        let mut ended = Vec::new();
+        let done = records.set_lease(Lease::default());
+        let done = done.and_then(|()| orphans::end_all(records, Reason::GuardDead, earlier, &mut ended));
+        continued::add(Path::new(CONTINUED_FILE), ended);
+        match done {
             Ok(0) if dead_since.elapsed() >= LINGER => return,
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "watchdog: cannot use the records; trying again"),
@@ -140,11 +160,11 @@ fn has_ended(pipe: &Stdin, wait: Duration) -> anyhow::Result<bool> {
 }
 
 /// Why a hold must end now although the guard lives, if it must.
-fn must_end(now: u64, lease_until: u64, hold: &Hold) -> Option<&'static str> {
+fn must_end(now: u64, lease_until: u64, hold: &Hold) -> Option<Reason> {
     if now >= lease_until {
-        Some("leaseEnded")
+        Some(Reason::LeaseEnded)
     } else if now >= hold.until.saturating_add(nanos(OVERRUN)) {
-        Some("overrun")
+        Some(Reason::Overrun)
     } else {
         None
     }
@@ -203,8 +223,8 @@ mod tests {
         };
         let end = |now, lease| must_end(now, lease, &hold);
         assert_eq!(end(2_000_000_000, 2_500_000_000), None);
-        assert_eq!(end(2_500_000_000, 2_500_000_000), Some("leaseEnded"));
+        assert_eq!(end(2_500_000_000, 2_500_000_000), Some(Reason::LeaseEnded));
         assert_eq!(end(4_200_000_000, 5_000_000_000), None, "the guard's own time");
-        assert_eq!(end(4_250_000_000, 5_000_000_000), Some("overrun"));
+        assert_eq!(end(4_250_000_000, 5_000_000_000), Some(Reason::Overrun));
     }
 }

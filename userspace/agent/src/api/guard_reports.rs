@@ -97,6 +97,7 @@ pub(super) fn read(report: proto::GuardReport, now: KernelTime) -> Result<Report
             },
             process: process(of.process)?,
             held: of.held_ns,
+            reason: Some(of.reason).filter(|word| !word.is_empty()).map(reason).transpose()?,
         },
         Api::Refused(of) => GuardAct::Refused {
             attempt: match of.attempt() {
@@ -213,6 +214,27 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(level, Ok((LevelRole::Pod, None)));
+    }
+
+    fn continued(reason: &str) -> Api {
+        Api::Continued(proto::GuardContinued {
+            process: Some(proto::GuardedProcess { pid: 7, start_time: 3, comm: "java".to_owned() }),
+            held_ns: 5,
+            state: proto::GuardedState::Running.into(),
+            reason: reason.to_owned(),
+        })
+    }
+
+    #[test]
+    fn a_hold_that_another_process_than_the_guard_ended_has_a_reason() {
+        for (said, expected) in [("", None), ("leaseEnded", Some("leaseEnded"))] {
+            let Ok(Report::Act(GuardReport { act, .. })) = read(report(continued(said)), NOW) else {
+                panic!()
+            };
+            let GuardAct::Continued { reason, .. } = act else { panic!("{act:?}") };
+            assert_eq!(reason.as_deref(), expected);
+        }
+        assert_eq!(read(report(continued("lease ended\x1b[31m")), NOW), Err(Malformed::Reason));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn content(act: &GuardAct) -> Kind {
             limit_after: *to,
             held_ns: *held,
         }),
-        GuardAct::Continued { process, held, state } => {
+        GuardAct::Continued { process, held, state, reason } => {
             Kind::GuardContinued(Box::new(proto::GuardContinued {
                 process: Some(self::process(process)),
                 held_ns: *held,
@@ -31,6 +31,7 @@ pub(super) fn content(act: &GuardAct) -> Kind {
                     GuardedState::Stopped => proto::GuardedState::Stopped,
                 }
                 .into(),
+                reason: reason.as_deref().unwrap_or_default().to_owned(),
             }))
         }
         GuardAct::Refused { attempt, reason, detail, level, limit, held } => {

@@ -25,7 +25,11 @@ pub fn continued(continued: &proto::GuardContinued) -> String {
         proto::GuardedState::Stopped => "stopped again by another process",
         proto::GuardedState::Running | proto::GuardedState::Unspecified => "continued",
     };
-    format!("{what} after {}: {}", duration(continued.held_ns), process(continued.process.as_ref()))
+    let why = match continued.reason.as_str() {
+        "" => String::new(),
+        reason => format!(" ({reason})"),
+    };
+    format!("{what}{why} after {}: {}", duration(continued.held_ns), process(continued.process.as_ref()))
 }
 
 /// Why a limit stays.
@@ -87,6 +91,7 @@ pub(crate) mod testing {
                 process: process(),
                 held_ns: 54_000_000,
                 state: proto::GuardedState::Running.into(),
+                reason: String::new(),
             })),
             Kind::GuardRefused(Box::new(proto::GuardRefused {
                 attempt: proto::GuardAttempt::Raise.into(),

@@ -166,8 +166,10 @@ fn text(status: &Status) -> String {
     let Status { pid, watchdog_pid, hook, armed, not_armed, history, raised, refused, .. } = status;
     let Status { returned, not_returned, not_held, .. } = status;
     let refusals: u64 = refused.values().sum();
+    let watchdog =
+        watchdog_pid.map_or_else(|| "lost: nothing is held".to_owned(), |pid| format!("pid {pid}"));
     let mut text = format!(
-        "guard pid {pid}, watchdog pid {watchdog_pid}, {hook}\n\
+        "guard pid {pid}, watchdog {watchdog}, {hook}\n\
          {raised} raised, {refusals} refused{}\n",
         counts(refused)
     );
@@ -308,7 +310,8 @@ mod tests {
         };
         let status = Status {
             pid: 1,
-            watchdog_pid: 2,
+            watchdog_pid: Some(2),
+            watchdog_restarts: 0,
             hook: "fentry".to_owned(),
             armed: vec![status::Armed {
                 container_id: "c".to_owned(),
@@ -336,5 +339,7 @@ mod tests {
                         last 2\n  0123456789abc  raised from 64Mi to 128Mi, unverified, after 52 ms\n  \
                         0123456789abc  refused: atCeiling (limit 64Mi), after 52 ms\n";
         assert_eq!(text(&status), expected);
+        let lost = Status { watchdog_pid: None, ..status };
+        assert!(text(&lost).starts_with("guard pid 1, watchdog lost: nothing is held, fentry\n"));
     }
 }

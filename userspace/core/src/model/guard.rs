@@ -52,6 +52,9 @@ pub enum GuardAct {
         held: u64,
         /// What it was seen to be.
         state: GuardedState,
+        /// Why the guard did not end the hold itself, in one word; none: it did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<Arc<str>>,
     },
     /// The limit was not changed.
     Refused {

@@ -19,7 +19,7 @@ fn raised() -> GuardAct {
 
 fn continued() -> GuardAct {
     let process = GuardedProcess { key: ProcKey { pid: 50, start: KernelTime(1) }, comm: "java".into() };
-    GuardAct::Continued { process, held: 5, state: GuardedState::Running }
+    GuardAct::Continued { process, held: 5, state: GuardedState::Running, reason: None }
 }
 
 #[test]

@@ -96,6 +96,9 @@ pub fn add(event: &proto::Event, to: &mut Attributes) {
             guarded_process(continued.process.as_ref(), to);
             to.number("kwitness.guard.held_ns", continued.held_ns);
             to.word("kwitness.guard.state", continued.state().as_str_name(), "GUARDED_STATE_");
+            if !continued.reason.is_empty() {
+                to.text("error.type", &continued.reason);
+            }
         }
         Some(Kind::GuardRefused(refused)) => {
             to.word("kwitness.guard.attempt", refused.attempt().as_str_name(), "GUARD_ATTEMPT_");

@@ -18,7 +18,11 @@ pub(super) struct Answer {
 #[derive(Debug)]
 pub(super) enum Input {
     Lowered(Result<(), Refusal>),
-    Verified(Result<Proof, Refusal>),
+    /// Whether a lower limit is in force; the requests when that was asked.
+    Verified {
+        requests: u64,
+        answer: Result<Proof, Refusal>,
+    },
     /// Whether a raise came into force after its hold.
     Late {
         late: Late,

@@ -72,7 +72,9 @@ impl Guard {
             self.pods.update(&self.options.policy, &running.containers);
         }
         self.running = running;
-        self.arm_known()
+        self.arm_known()?;
+        self.report_left();
+        Ok(())
     }
 
     /// Looks at the limits of some pods again.
@@ -138,6 +140,7 @@ impl Guard {
                 if guarded.rule != rule {
                     guarded.rule = rule;
                     guarded.suspended = None;
+                    self.look_at_share(cgroup_id, None);
                     self.write_armed(cgroup_id)?;
                 }
                 continue;
@@ -167,6 +170,7 @@ impl Guard {
             // An earlier guard may have ended before the answer came.
             let unanswered = guarded.loan.and_then(|loan| loan.unanswered());
             self.guarded.insert(cgroup_id, guarded);
+            self.look_at_share(cgroup_id, None);
             self.write_armed(cgroup_id)?;
             if let Some(change) = unanswered {
                 self.resolve(cgroup_id, change);
@@ -224,14 +228,17 @@ impl Guard {
         Ok(())
     }
 
-    /// Gives the program what it must know of a container.
+    /// Gives the program what it must know of a container; nothing, if nothing of it is to be held.
     pub(super) fn write_armed(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
-        let guarded = self.guarded.get(&cgroup_id).filter(|guarded| guarded.suspended.is_none());
-        let Some(Guarded { container, rule, quiet_until, .. }) = guarded else { return Ok(()) };
+        let Some(guarded) = self.guarded.get(&cgroup_id) else { return Ok(()) };
+        let Guarded { container, rule, quiet_until, .. } = guarded;
+        let (Ok(per_mille), None) = (guarded.share, guarded.suspended) else {
+            return Ok(self.program.disarm(cgroup_id)?);
+        };
         let armed = Armed {
             quiet_until: *quiet_until,
             longest: nanos(rule.longest_hold),
-            per_mille: rule.threshold.per_mille(),
+            per_mille,
             is_pod: container.is_pod().into(),
         };
         Ok(self.program.arm(cgroup_id, armed)?)

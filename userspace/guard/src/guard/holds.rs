@@ -33,6 +33,7 @@ impl Guard {
             of.retain(|id| ids.contains(id));
         }
         self.movers.retain(|id, _| ids.contains(id));
+        self.ended_by_watchdog.retain(|id, _| ids.contains(id));
         // Before anything that takes time.
         self.brake(&held);
         // By container, the hold that began first.
@@ -55,6 +56,10 @@ impl Guard {
             match self.guarded.get_mut(&cgroup_id) {
                 // Disarmed while the program was at it.
                 None => self.continue_all(&held, cgroup_id),
+                Some(guarded) if !self.watchdog.looks_on() => match guarded.episode.take() {
+                    Some(running) => self.perform(cgroup_id, running, Input::Unwatched)?,
+                    None => self.begin(&hold, &mut room)?,
+                },
                 // What is being lowered would be lowered after the raise.
                 Some(guarded) if guarded.give_back.is_lowering() && now < hold.until => {}
                 Some(guarded) if guarded.episode.is_none() => self.begin(&hold, &mut room)?,
@@ -127,7 +132,7 @@ impl Guard {
     }
 
     /// The id of a container that is or was armed.
-    fn container_id(&self, cgroup_id: u64) -> Option<&str> {
+    pub(super) fn container_id(&self, cgroup_id: u64) -> Option<&str> {
         Some(&self.known(cgroup_id)?.container.id)
     }
 
@@ -141,6 +146,9 @@ impl Guard {
         let seen = program::now();
         let Some(guarded) = self.guarded.get_mut(&first.cgroup_id) else { return Ok(()) };
         guarded.give_back.held();
+        if let Some(change) = guarded.give_back.proven(held_at(first)) {
+            self.returned(first.cgroup_id, change);
+        }
         let room = match room {
             Some(room) => room,
             none => none.insert(self.room()?),
@@ -168,20 +176,26 @@ impl Guard {
 
     /// What a raise is planned by, as it is at this moment.
     fn facts(&self, guarded: &Guarded, first: &Hold, room: &Room) -> Result<Facts, Refusal> {
+        if !self.watchdog.looks_on() {
+            return Err(Refusal::WatchdogLost);
+        }
         let Guarded { container, rule, .. } = guarded;
         let read = || -> std::io::Result<_> {
             let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id)?;
-            cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.above(rule.step)?))).transpose()
+            cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.high()?, cgroup.above(rule.step)?))).transpose()
         };
-        let (limit, above) = match read() {
+        let (limit, high, above) = match read() {
             Ok(Some(read)) => read,
             Ok(None) => return Err(Refusal::Gone),
             Err(error) if cgroup::is_gone(&error) => return Err(Refusal::Gone),
             Err(error) => return Err(Refusal::Unreadable(error.to_string())),
         };
+        let held_at = held_at(first);
         Ok(Facts {
-            held_at: Bytes(first.limit.saturating_mul(procfs::page_size())),
+            held_at,
             limit,
+            high: high.filter(|_| !self.brakes.has(container.cgroup_id)),
+            is_returning: guarded.loan.is_some_and(|loan| loan.is_taken_from(held_at)),
             above,
             is_pod_raised: self.options.raiser.raises_pod(),
             available: room.available,
@@ -221,6 +235,7 @@ impl Guard {
     }
 
     fn raise(&mut self, cgroup_id: u64, running: Running) {
+        self.replace_return(cgroup_id, Bytes(running.first.usage.saturating_mul(procfs::page_size())));
         let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return };
         let (episode, raise) = (running.number, running.episode.raise());
         let since = running.first.since;
@@ -392,7 +407,11 @@ impl Guard {
                     self.program.records.release(*key)?;
                     self.continuing.remove(&id);
                     self.reported.remove(&id);
-                    let held = Duration::from_nanos(program::now().saturating_sub(hold.since));
+                    self.hear();
+                    let ending = self.ended_by_watchdog.remove(&id);
+                    let at = ending.map_or_else(program::now, |ending| ending.at);
+                    let reason = ending.map_or("", |ending| ending.reason.name());
+                    let held = Duration::from_nanos(at.saturating_sub(hold.since));
                     self.counts.hold_seconds.observe(held.as_secs_f64());
                     *self.counts.continued.entry(state.name()).or_default() += 1;
                     if let Some(container) = self.container_id(hold.cgroup_id) {
@@ -400,11 +419,12 @@ impl Guard {
                             process: reporter::process(key.pid, key.start_boottime, &hold.comm),
                             held_ns: nanos(held),
                             state: state.report().into(),
+                            reason: reason.to_owned(),
                         };
-                        self.reporter.push(container, Report::Continued(continued));
+                        self.reporter.push_at(at, container, Report::Continued(continued));
                     }
                     let held_ms = held.as_millis();
-                    tracing::info!(pid = key.pid, ?state, held_ms, "guardContinued");
+                    tracing::info!(pid = key.pid, ?state, held_ms, reason, "guardContinued");
                 }
                 Err(error) => {
                     tracing::error!(pid = key.pid, %error, "cannot continue a process; trying again")
@@ -413,4 +433,9 @@ impl Guard {
         }
         Ok(())
     }
+}
+
+/// The limit at which a process was held.
+fn held_at(hold: &Hold) -> Bytes {
+    Bytes(hold.limit.saturating_mul(procfs::page_size()))
 }

@@ -86,7 +86,7 @@ impl Guard {
     }
 
     /// Looks at every container whose raises are to be given back.
-    pub(super) fn sample(&mut self) {
+    pub(super) fn sample(&mut self) -> anyhow::Result<()> {
         let is_due = |guarded: &Guarded| {
             let gives_back = guarded.loan.is_some() && guarded.rule.give_back_after.is_some();
             gives_back && guarded.episode.is_none() && !guarded.unanswered
@@ -111,8 +111,9 @@ impl Guard {
             };
             let sample = Sample { now: program::now(), limit, used };
             let next = guarded.give_back.sample(&loan, &guarded.rule, quiet, sample);
-            self.follow(cgroup_id, next);
+            self.follow(cgroup_id, next)?;
         }
+        Ok(())
     }
 
     /// The container runtime, the Kubernetes API or the daemon has answered.
@@ -130,20 +131,29 @@ impl Guard {
                 return Ok(());
             }
             Input::Lowered(answer) => {
+                let is_unanswered = answer == Err(Refusal::Unanswered);
                 // It may come after a raise, and set less than is used by then.
-                guarded.unanswered |= answer == Err(Refusal::Unanswered);
-                guarded.give_back.lowered(answer)
+                guarded.unanswered |= is_unanswered;
+                let next = guarded.give_back.lowered(answer);
+                // A hold that has waited in vain for this answer has begun a cool-down.
+                if !is_unanswered {
+                    self.arm_again(cgroup_id)?;
+                }
+                next
             }
-            Input::Verified(answer) => guarded.give_back.verified(answer.map(drop)),
+            Input::Verified { requests, answer } if requests == guarded.open.requests => {
+                guarded.give_back.verified(answer.map(drop))
+            }
+            // A raise was requested meanwhile.
+            Input::Verified { .. } => Next::Wait,
         };
-        self.follow(cgroup_id, next);
-        Ok(())
+        self.follow(cgroup_id, next)
     }
 
-    fn follow(&mut self, cgroup_id: u64, next: Next) {
+    fn follow(&mut self, cgroup_id: u64, next: Next) -> anyhow::Result<()> {
         match next {
             Next::Wait => {}
-            Next::Lower(change) => self.lower(cgroup_id, change),
+            Next::Lower(change) => self.lower(cgroup_id, change)?,
             Next::Verify(change) => self.verify_return(cgroup_id, change),
             Next::Returned(change) => self.returned(cgroup_id, change),
             Next::Refused { change, refusal, may_come_later } => {
@@ -161,12 +171,24 @@ impl Guard {
                 self.set_loan(cgroup_id, |_| None);
             }
         }
+        Ok(())
     }
 
-    fn lower(&mut self, cgroup_id: u64, change: Change) {
+    /// Holds of it what crosses the threshold from now on, whatever was refused under another limit.
+    fn arm_again(&mut self, cgroup_id: u64) -> anyhow::Result<()> {
+        let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return Ok(()) };
+        guarded.quiet_until = 0;
+        guarded.suspended = None;
+        self.write_armed(cgroup_id)
+    }
+
+    fn lower(&mut self, cgroup_id: u64, change: Change) -> anyhow::Result<()> {
         let asked = self.known(cgroup_id).and_then(|guarded| guarded.loan).map(|loan| loan.asked());
         self.request(cgroup_id, change);
-        let Some(guarded) = self.guarded.get(&cgroup_id) else { return };
+        // Before the kernel has the lower limit: see the order in `give_back`.
+        self.look_at_share(cgroup_id, Some(change.to));
+        self.arm_again(cgroup_id)?;
+        let Some(guarded) = self.guarded.get(&cgroup_id) else { return Ok(()) };
         let container = guarded.container.clone();
         tracing::info!(container = container.id, from = change.from.0, to = change.to.0, "giving back");
         let rule = guarded.rule.clone();
@@ -179,19 +201,28 @@ impl Guard {
             };
             Answer { cgroup_id, input: Input::Lowered(answer) }
         });
+        Ok(())
     }
 
     fn verify_return(&mut self, cgroup_id: u64, change: Change) {
         let Some(guarded) = self.known(cgroup_id) else { return };
-        let container = guarded.container.clone();
+        let (container, requests) = (guarded.container.clone(), guarded.open.requests);
         let (address, raiser) = (self.options.daemon.clone(), self.options.raiser.clone());
         self.returns.spawn(async move {
-            let verified = verify(address, &raiser, &container, change.to, LIMIT).await;
-            Answer { cgroup_id, input: Input::Verified(verified) }
+            let answer = verify(address, &raiser, &container, change.to, LIMIT).await;
+            Answer { cgroup_id, input: Input::Verified { requests, answer } }
         });
     }
 
-    fn returned(&mut self, cgroup_id: u64, change: Change) {
+    /// A raise takes the place of a return that is not known to be in force.
+    pub(super) fn replace_return(&mut self, cgroup_id: u64, used: Bytes) {
+        let replaced = self.known_mut(cgroup_id).and_then(|guarded| guarded.give_back.replaced());
+        if let Some(Change { from, to }) = replaced {
+            self.return_refused(cgroup_id, Some(from), &Refusal::InUse { used, limit: to });
+        }
+    }
+
+    pub(super) fn returned(&mut self, cgroup_id: u64, change: Change) {
         let Some(guarded) = self.known(cgroup_id) else { return };
         let original = guarded.loan.map_or(change.to, |loan| loan.original);
         let Change { from, to } = change;

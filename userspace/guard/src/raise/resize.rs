@@ -64,9 +64,9 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// The patch of `pods/resize` that raises the limit, if the pod may have it. It applies to the pod as it was read, and to no
-    /// later version. `asked` is the limit that the guard has requested last: a resize to it is the guard's own. `page` is the size
-    /// of a page: the kernel rounds limits down to it.
+    /// The patch of `pods/resize` that changes the limit, if the pod may have it. It applies to the pod as it was read, and to no
+    /// later version. `asked` is the limit that the guard has requested last: a resize to it is the guard's own, and one to less than
+    /// is in force is a return, which a raise replaces. `page` is the size of a page: the kernel rounds limits down to it.
     pub(super) fn patch(
         self,
         pod: &Pod,
@@ -93,7 +93,9 @@ impl<'a> Target<'a> {
         let in_force = Bytes(limit.bytes.0.saturating_add(limit.overhead.0));
         // The kubelet reports a resize as under way until its next look at the pod, long after the limit is in force.
         let is_own = asked.is_some_and(|asked| is_kept_as(in_force, asked, page));
+        let is_return = is_own && in_force < change.from && change.from <= change.to;
         let may_be_replaced = |condition: &PodCondition| match condition.type_.as_str() {
+            _ if is_return => true,
             IN_PROGRESS => condition.reason.as_deref() != Some(ERROR),
             // The kubelet has not begun with it: it is taken back.
             _ => change.to < change.from,
@@ -101,6 +103,9 @@ impl<'a> Target<'a> {
         let is_obstacle = |condition: &&PodCondition| !(is_own && may_be_replaced(condition));
         if let Some(condition) = resizes(status).find(is_obstacle) {
             return Err(ResizeRefusal::Pending(explain(condition)).into());
+        }
+        if let Some(why) = self.unsettled(pod, spec, status).filter(|_| !is_own) {
+            return Err(ResizeRefusal::Pending(why).into());
         }
         // A change of a pod's limit changes those of containers that have none of their own.
         let is_restarted = |container: &ApiContainer| {
@@ -114,7 +119,7 @@ impl<'a> Target<'a> {
         if let Some(policy) = spec.containers.iter().find_map(is_restarted) {
             return Err(ResizeRefusal::Restarts(policy).into());
         }
-        if !is_kept_as(in_force, change.from, page) {
+        if !is_return && !is_kept_as(in_force, change.from, page) {
             return Err(ResizeRefusal::Differs { spec: in_force, in_force: change.from }.into());
         }
         // The QoS class may not change, and is not to: in a Guaranteed pod requests equal limits.
@@ -142,7 +147,9 @@ impl<'a> Target<'a> {
             let mut patched =
                 json!({ "containers": [{ "name": self.container, "resources": of_container }] });
             if let Some(of_pod) = of_pod {
-                let limit = whole(of_pod).and_then(|of_pod| moved(of_pod, change));
+                // The spec may have less than is in force.
+                let from = limit.bytes;
+                let limit = whole(of_pod).and_then(|of_pod| moved(of_pod, Change { from, ..change }));
                 let limit = limit.ok_or_else(|| ResizeRefusal::PodLimit(text(&of_pod.0)))?;
                 patched[RESOURCES] = resources(limit, is_guaranteed);
             }
@@ -169,6 +176,33 @@ impl<'a> Target<'a> {
         Ok(Limit { is_pods: true, bytes: amount(bytes)?, overhead })
     }
 
+    /// Why the spec is not what the kubelet has allocated, if so: a resize of which no condition reports yet, because the kubelet has
+    /// not looked at it, or has not reported what it has done.
+    fn unsettled(self, pod: &Pod, spec: &PodSpec, status: &PodStatus) -> Option<String> {
+        // Kubelets report it from 1.33 on, behind a feature gate; without it, 0 or nothing.
+        let observed = status.observed_generation.filter(|observed| *observed > 0);
+        if let (Some(observed), Some(generation)) = (observed, pod.metadata.generation)
+            && observed < generation
+        {
+            return Some(format!(
+                "the kubelet has not seen generation {generation} of the pod; its status is of {observed}"
+            ));
+        }
+        if let Some(resize) = status.resize.as_deref().filter(|resize| !resize.is_empty()) {
+            return Some(format!("status.resize is {}", text(resize)));
+        }
+        let name = self.container?;
+        let container = spec.containers.iter().find(|container| container.name == name)?;
+        let requested = container.resources.as_ref()?.requests.as_ref()?.get(MEMORY)?;
+        let mut statuses = status.container_statuses.iter().flatten();
+        let allocated =
+            statuses.find(|status| status.name == name)?.allocated_resources.as_ref()?.get(MEMORY)?;
+        (whole(requested) != whole(allocated)).then(|| {
+            let [allocated, requested] = [allocated, requested].map(|quantity| text(&quantity.0));
+            format!("the kubelet has allocated {allocated} of memory, the spec requests {requested}")
+        })
+    }
+
     /// Whether the API has the limit that was requested; none: it has no such pod, or no such limit, any more.
     pub(super) fn is_accepted(self, pod: &Pod, change: Change) -> Option<bool> {
         self.check_identity(pod).ok()?;
@@ -189,6 +223,11 @@ impl<'a> Target<'a> {
             return Some(refusal);
         }
         let refusal = |condition: &PodCondition| {
+            // Of what the spec had before.
+            let observed = condition.observed_generation.filter(|observed| *observed > 0);
+            if observed.zip(pod.metadata.generation).is_some_and(|(observed, now)| observed < now) {
+                return None;
+            }
             let why = explain(condition);
             match (condition.type_.as_str(), condition.reason.as_deref()) {
                 (PENDING, Some("Deferred")) => Some(ResizeRefusal::Deferred(why)),

@@ -255,6 +255,70 @@ fn the_guards_own_resize_that_is_in_force_does_not_block_its_next_one() {
     assert_eq!(with(own + 1, IN_PROGRESS, ""), Err("resizePending"), "another client's");
 }
 
+/// Of a resize by another client that no condition reports yet.
+#[test]
+fn a_spec_that_the_kubelet_has_not_allocated_is_no_base_for_a_raise() {
+    let with = |change: fn(&mut Value)| {
+        let mut pod = pod();
+        pod["metadata"]["generation"] = json!(3);
+        pod["status"]["observedGeneration"] = json!(3);
+        let allocated = json!({ "name": "main", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                                "allocatedResources": { "memory": "32Mi", "cpu": "1" } });
+        pod["status"]["containerStatuses"] = json!([allocated]);
+        change(&mut pod);
+        pod
+    };
+    let name = |pod: Value| patch(pod).map(drop).map_err(|refusal| refusal.name());
+    let unseen: fn(&mut Value) = |pod| pod["status"]["observedGeneration"] = json!(2);
+    let unallocated: fn(&mut Value) = |pod| {
+        pod["status"]["containerStatuses"][0]["allocatedResources"]["memory"] = json!("48Mi");
+    };
+    let proposed: fn(&mut Value) = |pod| pod["status"]["resize"] = json!("Proposed");
+    for change in [unseen, unallocated, proposed] {
+        assert_eq!(name(with(change)), Err("resizePending"));
+        assert!(patch_after(Some(RAISE.from), with(change)).is_ok(), "the guard's own, which is in force");
+    }
+    let same: [fn(&mut Value); 5] = [
+        |_| {},
+        |pod| pod["status"]["observedGeneration"] = json!(0),
+        |pod| pod["status"]["observedGeneration"] = Value::Null,
+        |pod| pod["status"]["containerStatuses"][0]["allocatedResources"]["memory"] = json!("33554432"),
+        |pod| pod["status"]["containerStatuses"][0]["allocatedResources"] = Value::Null,
+    ];
+    for change in same {
+        assert_eq!(name(with(change)), Ok(()));
+    }
+}
+
+/// The spec has the lower limit, the kernel still the higher one.
+#[test]
+fn a_raise_replaces_the_guards_own_return_and_no_one_elses() {
+    let raise = |asked: u64, from: u64, edit: fn(&mut Value)| {
+        let (container, mut pod) = (container(), pod());
+        edit(&mut pod);
+        let change = Change { from: Bytes(from * MIB), to: Bytes(192 * MIB) };
+        let (asked, pod) = (Some(Bytes(asked * MIB)), serde_json::from_value(pod).unwrap());
+        let patch = Target::of(&container).unwrap().patch(&pod, None, change, asked, PAGE);
+        patch.map(|patch| patch["spec"].clone()).map_err(|refusal| refusal.name())
+    };
+    let raised =
+        json!({ "containers": [{ "name": "main", "resources": { "limits": { "memory": "192Mi" } } }] });
+    let states: [fn(&mut Value); 4] = [
+        |_| {},
+        |pod| pod["status"]["conditions"] = resize(IN_PROGRESS, "", ""),
+        |pod| pod["status"]["conditions"] = resize(IN_PROGRESS, ERROR, "usage is higher"),
+        |pod| pod["status"]["conditions"] = resize(PENDING, "Deferred", ""),
+    ];
+    for state in states {
+        assert_eq!(raise(64, 128, state), Ok(raised.clone()));
+        assert_eq!(raise(64, 192, state), Ok(raised.clone()), "what it had");
+    }
+    assert_eq!(raise(128, 128, |_| {}), Err("specDiffers"), "another client has lowered it");
+    let with_pod: fn(&mut Value) = |pod| pod["spec"]["resources"] = json!({ "limits": { "memory": "1Gi" } });
+    let moved = raise(64, 128, with_pod).unwrap();
+    assert_eq!(moved["resources"]["limits"]["memory"], "1152Mi", "by as much as the container's in the spec");
+}
+
 #[test]
 fn a_container_without_names_is_not_looked_for() {
     for forget in [
@@ -288,6 +352,22 @@ fn what_the_kubelet_refuses_afterwards_is_refused_with_its_words() {
     }
     assert_eq!(refused(resize(IN_PROGRESS, "", "")), None);
     assert_eq!(refused(json!([])), None);
+}
+
+#[test]
+fn a_condition_of_an_earlier_spec_says_nothing_of_this_one() {
+    let container = container();
+    let refused = |observed: u64| {
+        let mut pod = pod();
+        pod["metadata"]["generation"] = json!(3);
+        pod["status"]["conditions"] = resize(PENDING, "Deferred", "no room");
+        pod["status"]["conditions"][1]["observedGeneration"] = json!(observed);
+        Target::of(&container).unwrap().refused(&serde_json::from_value(pod).unwrap())
+    };
+    assert_eq!(refused(2), None);
+    for observed in [0, 3] {
+        assert_eq!(refused(observed).unwrap().name(), "resizeDeferred");
+    }
 }
 
 #[test]
