@@ -30,7 +30,8 @@ use kwitness_core::model::KernelTime;
 use tokio::sync::watch;
 
 pub use batch::{Batch, BatchCodec};
-pub use filter::Filter;
+pub(crate) use filter::{scope_of, selects};
+pub use kwitness_api::filter::Filter;
 pub use tap::{Tap, Tapped};
 pub use watcher::{Start, Watcher};
 pub use window::Capacity;
