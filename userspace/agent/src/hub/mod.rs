@@ -14,8 +14,8 @@ mod batch;
 mod entry;
 mod filter;
 mod names;
+mod reader;
 mod subject;
-mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
 mod watcher;
@@ -32,7 +32,7 @@ use tokio::sync::watch;
 pub use batch::{Batch, BatchCodec};
 pub(crate) use filter::{scope_of, selects};
 pub use kwitness_api::filter::Filter;
-pub use tap::{Tap, Tapped};
+pub use reader::{JournalEvent, JournalReader};
 pub use watcher::{Start, Watcher};
 pub use window::Capacity;
 pub use writer::Writer;
