@@ -6,7 +6,7 @@
 //!                                                         attempts to write ┘ (the engine's own memory)
 //! ```
 //!
-//! There is one such look, [`Verifier::look`], for a `Verify` call ([`wait`]) and for what the core wants judged ([`follow`]).
+//! There is one such look, for a `Verify` call (`wait`) and for what the core wants judged (`follow`).
 //! Files are read on blocking threads, a source that does not answer is named, and the others are sources. A call that waits is
 //! woken by changes of its containers' limits ([`JudgeQueue`]); what no event reports (a checkpoint, the runtime's word, memory
 //! that is reclaimed) is looked at in intervals that grow with what a look costs and with how many wait. Changes nothing.

@@ -345,5 +345,5 @@ async fn a_call_that_names_one_container_requests_no_other_however_long_it_waits
     assert_eq!(report.judged.len(), 1);
     drop(verifier);
     let looks = serving.await.unwrap();
-    assert!(looks > 2, "at first, in between and for good: {looks}");
+    assert!(looks >= 2, "at first and for good: {looks}");
 }
