@@ -64,7 +64,7 @@ fn a_call_about_one_container_looks_at_no_other_when_limits_change() {
     };
     assert_eq!(after(&[container("b"), Pod(pod("v"))]), []);
     for changed in [container("a"), Pod(pod("u")), All] {
-        assert_eq!(after(&[container("b"), changed]), [own.clone()]);
+        assert_eq!(after(&[container("b"), changed]), std::slice::from_ref(&own));
     }
     let changed = BTreeSet::from([container("b"), Pod(pod("v"))]);
     assert_eq!(concerned(&All, None, changed.clone()), changed);
