@@ -138,6 +138,16 @@ impl Agent {
         self.process.wait_for("the daemon to be ready", START_LIMIT, serves).await
     }
 
+    /// Waits until the daemon has attached so many programs, or is further than that in its start.
+    pub async fn wait_attached(&mut self, programs: usize) -> Result<()> {
+        let (pid, socket) = (self.process.pid(), &self.socket);
+        let attached = async || {
+            let is_reached = socket.exists() || process::bpf_links(pid)? >= programs;
+            Ok(is_reached.then_some(()))
+        };
+        self.process.wait_for("the daemon to attach programs", START_LIMIT, attached).await
+    }
+
     pub fn socket(&self) -> &Path {
         &self.socket
     }

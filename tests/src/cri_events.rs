@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kwitness_cri::events::{self as wire, ContainerEventType as Type};
+use kwitness_cri::wall_clock;
 use prost::Message as _;
 use tokio::sync::oneshot;
 use tonic::client::Grpc;
@@ -60,12 +61,6 @@ pub async fn sandbox_status(channel: Channel, id: &str) -> Result<bytes::Bytes> 
     let codec = ProstCodec::<wire::PodSandboxStatusRequest, wire::PodSandboxStatusResponse>::default();
     let request = wire::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned() };
     Ok(grpc.unary(Request::new(request), path, codec).await?.into_inner().status)
-}
-
-/// Now, by the wall clock, in nanoseconds since the Unix epoch.
-pub fn wall_clock() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
 impl Subscriber {

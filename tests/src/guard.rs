@@ -22,12 +22,12 @@ const LIMIT: Duration = Duration::from_secs(180);
 #[derive(Debug)]
 pub struct Guard {
     process: Managed,
-    place: Place,
+    setup: Setup,
 }
 
 /// What stays when a guard ends and another is started.
 #[derive(Debug)]
-struct Place {
+struct Setup {
     program: PathBuf,
     daemon: PathBuf,
     /// How it raises limits, as flags.
@@ -36,7 +36,7 @@ struct Place {
     bpffs: Bpffs,
 }
 
-impl Place {
+impl Setup {
     fn socket(&self) -> PathBuf {
         self.directory.path().join("guard.sock")
     }
@@ -54,8 +54,8 @@ impl Place {
     async fn start(self) -> Result<Guard> {
         let command = self.command(&self.socket(), &self.bpffs.pins());
         let process = Managed::spawn("guard", command, &self.directory.path().join("log"))?;
-        let mut guard = Guard { process, place: self };
-        let socket = guard.place.socket();
+        let mut guard = Guard { process, setup: self };
+        let socket = guard.setup.socket();
         let answers = async || Ok(status::fetch(&socket).await.ok());
         guard.process.wait_for("the guard to answer", LIMIT, answers).await?;
         Ok(guard)
@@ -95,39 +95,39 @@ impl Guard {
         let directory = process::directory("guard")?;
         let file = directory.path().join("policy.toml");
         fs::write(&file, policy).context("write the policy")?;
-        let place = Place {
+        let setup = Setup {
             program: environment.kwitness(),
             daemon: agent.socket().to_owned(),
             raises_by,
             directory,
             bpffs: Bpffs::mount()?,
         };
-        place.start().await
+        setup.start().await
     }
 
-    /// Starts another one in the place of one that has been killed.
+    /// Starts another one with the setup of one that has been killed.
     pub async fn start_again(self) -> Result<Self> {
-        let Self { process, place } = self;
+        let Self { process, setup } = self;
         drop(process);
-        place.start().await
+        setup.start().await
     }
 
     /// Starts a second one that shares nothing with it but the node, and gives what it said when it was refused.
     pub fn second(&self) -> Result<String> {
         let directory = tempfile::tempdir_in("/run").context("make a directory")?;
         let mut command =
-            self.place.command(&directory.path().join("guard.sock"), &self.place.bpffs.pins().join("second"));
+            self.setup.command(&directory.path().join("guard.sock"), &self.setup.bpffs.pins().join("second"));
         let output = command.output().context("run a second guard")?;
         ensure!(output.status.code() == Some(1), "a second guard ended with {}", output.status);
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    /// Starts another one in the place of one that has been killed, with an error in its policy, and gives what it said.
+    /// Starts another one with the setup of one that has been killed, with an error in its policy, and gives what it said.
     pub fn start_with_error(&self) -> Result<String> {
-        let file = self.place.directory.path().join("policy.toml");
+        let file = self.setup.directory.path().join("policy.toml");
         let policy = fs::read(&file).context("read the policy")?;
         fs::write(&file, "[[rule]]\nstap = \"1Mi\"\n").context("write a policy with an error")?;
-        let output = self.place.command(&self.place.socket(), &self.place.bpffs.pins()).output();
+        let output = self.setup.command(&self.setup.socket(), &self.setup.bpffs.pins()).output();
         fs::write(&file, policy).context("write the policy")?;
         let output = output.context("run a guard")?;
         ensure!(
@@ -146,7 +146,7 @@ impl Guard {
     /// Waits until its status passes. A request without an answer in time is sent again: a client gives up after two
     /// seconds, in which an emulated machine does little.
     pub async fn wait<T>(&self, what: &str, accept: impl Fn(&Status) -> Option<T>) -> Result<T> {
-        let socket = self.place.socket();
+        let socket = self.setup.socket();
         let found = async || Ok(status::fetch(&socket).await.ok().and_then(|status| accept(&status)));
         let found = wait_for(what, LIMIT, found).await;
         found.with_context(|| self.process.log_tail())

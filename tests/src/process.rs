@@ -233,6 +233,14 @@ pub fn ids(pid: u32) -> Result<Vec<u32>> {
     Ok(ids.into_iter().map(i32::cast_unsigned).collect())
 }
 
+/// How many BPF links the process has open.
+pub fn bpf_links(pid: u32) -> Result<usize> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fdinfo")).context("list its descriptors")?;
+    // One may be closed meanwhile.
+    let texts = descriptors.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
+    Ok(texts.filter(|text| text.lines().any(|line| line.starts_with("link_type:"))).count())
+}
+
 /// Lets this process have as many file descriptors as its hard limit allows; that number.
 pub fn raise_descriptors() -> Result<u64> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("read RLIMIT_NOFILE")?;

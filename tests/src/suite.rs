@@ -35,6 +35,12 @@ impl Case {
         Self { refused: self.refused.or(reason), ..self }
     }
 
+    /// The same row, which brings its own node: what the rows share is stopped before it.
+    pub fn on_own_node(self) -> Self {
+        let Self { name, refused, body } = self;
+        Self { name, refused, body: Box::new(move |ctx| ctx.finish().and_then(|()| body(ctx))) }
+    }
+
     /// A table of what depends on OCI runtime and cgroup driver: each row with each combination of them.
     pub fn each(ctx: &TestContext, table: &[(&str, Combined)]) -> Vec<Self> {
         let mut cases = Vec::new();

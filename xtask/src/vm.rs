@@ -93,9 +93,9 @@ impl Guest<'_> {
                     console()
                 )
             }
-            Ended::Itself(status) => match verdict(&said, status.code(), self.kernel.architecture()) {
-                Verdict::Exit(status) => Ok(status),
-                Verdict::Died(why) => bail!("the guest died: {why}; {}", console()),
+            Ended::Itself(status) => match guest_end(&said, status.code(), self.kernel.architecture()) {
+                GuestEnd::Exit(status) => Ok(status),
+                GuestEnd::Died(why) => bail!("the guest died: {why}; {}", console()),
             },
         }
     }
@@ -220,13 +220,13 @@ fn relevant(console: &str) -> String {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum GuestEnd {
     Exit(i32),
     Died(String),
 }
 
 /// Brings together what the guest said and how QEMU ended.
-fn verdict(said: &str, qemu: Option<i32>, architecture: Architecture) -> Verdict {
+fn guest_end(said: &str, qemu: Option<i32>, architecture: Architecture) -> GuestEnd {
     let expected = |exit: i32| match architecture {
         Architecture::Amd64 => (exit & 127) << 1 | 1,
         Architecture::Arm64 => 0,
@@ -234,7 +234,7 @@ fn verdict(said: &str, qemu: Option<i32>, architecture: Architecture) -> Verdict
     let exit = said.lines().find_map(|line| line.trim().strip_prefix("exit ")?.parse::<i32>().ok());
     let ready = said.lines().any(|line| line.starts_with("ready "));
     match (exit, qemu) {
-        (Some(exit), Some(qemu)) if qemu == expected(exit) => Verdict::Exit(exit),
+        (Some(exit), Some(qemu)) if qemu == expected(exit) => GuestEnd::Exit(exit),
         (exit, qemu) => {
             let reached = match (ready, exit) {
                 (_, Some(exit)) => format!("the job ended with {exit}"),
@@ -242,7 +242,7 @@ fn verdict(said: &str, qemu: Option<i32>, architecture: Architecture) -> Verdict
                 (false, None) => "the job had not begun".to_owned(),
             };
             let qemu = qemu.map_or_else(|| "was killed".to_owned(), |status| format!("ended with {status}"));
-            Verdict::Died(format!("{reached}, QEMU {qemu}"))
+            GuestEnd::Died(format!("{reached}, QEMU {qemu}"))
         }
     }
 }
@@ -275,15 +275,15 @@ mod tests {
             ("ready 2.1\nexit 0\n", None, Err("was killed")),
             ("ready 2.1\nexit \n", Some(1), Err("had begun")),
         ] {
-            match (verdict(said, qemu, Architecture::Amd64), want) {
-                (Verdict::Exit(status), Ok(wanted)) => assert_eq!(status, wanted),
-                (Verdict::Died(why), Err(part)) => assert!(why.contains(part), "{why}"),
+            match (guest_end(said, qemu, Architecture::Amd64), want) {
+                (GuestEnd::Exit(status), Ok(wanted)) => assert_eq!(status, wanted),
+                (GuestEnd::Died(why), Err(part)) => assert!(why.contains(part), "{why}"),
                 (verdict, want) => panic!("{said:?} {qemu:?}: {verdict:?}, not {want:?}"),
             }
         }
-        let on_arm64 = |said, qemu| verdict(said, qemu, Architecture::Arm64);
-        assert_eq!(on_arm64("ready 2.1\nexit 42\n", Some(0)), Verdict::Exit(42));
-        assert!(matches!(on_arm64("ready 2.1\n", Some(0)), Verdict::Died(_)));
-        assert!(matches!(on_arm64("ready 2.1\nexit 0\n", None), Verdict::Died(_)));
+        let on_arm64 = |said, qemu| guest_end(said, qemu, Architecture::Arm64);
+        assert_eq!(on_arm64("ready 2.1\nexit 42\n", Some(0)), GuestEnd::Exit(42));
+        assert!(matches!(on_arm64("ready 2.1\n", Some(0)), GuestEnd::Died(_)));
+        assert!(matches!(on_arm64("ready 2.1\nexit 0\n", None), GuestEnd::Died(_)));
     }
 }

@@ -131,7 +131,7 @@ fn report(settings: &ChargeSettings, due: Due) {
     let task = Task::current();
     let is_charger = by_charge && above > reported && !task.is_of_kernel() && task.is_within(level.cgroup_id);
     let flags = if is_charger { FLAG_CHARGER } else { 0 };
-    // One that is gone has nobody to whom that matters.
+    // Of one that is gone, no process reads that.
     let Some(tracked) = TRACKED.get_ptr(level.cgroup_id) else { return };
     // SAFETY: a live map element.
     let tracked = unsafe { &*tracked };

@@ -40,7 +40,7 @@ use kwitness_abi::{
     LostOf, OomContext, Pattern, ProcessKey, RecordKind, SHARES as TOTAL, TRACKED_CONTAINED, Tracked,
 };
 
-/// Tracked cgroups by cgroup v2 id. Preallocated: an insert happens inside mkdir(2) and must not fail for want of
+/// Tracked cgroups by cgroup v2 id. Preallocated: an insert happens inside mkdir(2) and must not run out of
 /// memory while there is room.
 #[map]
 pub static TRACKED: HashMap<u64, Tracked> = HashMap::with_max_entries(65_536, 0);
@@ -224,7 +224,7 @@ pub fn reserve_in<T: 'static>(ring: Ring, kind: RecordKind, tracked: &Tracked) -
 
 /// Whether a container may put another record of that size into a ring: always, as long as less than half of it waits to be read;
 /// then, if it has put in less since than is free. So one container alone leaves a quarter of the ring to the others, however fast
-/// it is and however long nobody reads. What lies in no container has no share.
+/// it is and however long no process reads. What lies in no container has no share.
 #[inline(always)]
 fn takes_share(ring: Ring, tracked: &Tracked, bytes: usize) -> bool {
     if tracked.flags & TRACKED_CONTAINED == 0 {

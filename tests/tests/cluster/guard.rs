@@ -41,7 +41,7 @@ async fn guarded(
     cluster.stop().await
 }
 
-pub(crate) async fn a_raise_through_the_api_stays(ctx: &TestContext) -> Result<()> {
+pub(crate) async fn a_raise_of_the_guard_through_the_api_stays(ctx: &TestContext) -> Result<()> {
     guarded(ctx, POLICY, raised).await
 }
 
@@ -87,7 +87,7 @@ async fn raised(cluster: &GuardedNode) -> Result<()> {
 }
 
 /// A pod that takes more than its limit, and gives it up: its spec and its cgroup have the old limit again.
-pub(crate) async fn a_raise_through_the_api_is_given_back(ctx: &TestContext) -> Result<()> {
+pub(crate) async fn a_raise_of_the_guard_through_the_api_is_given_back(ctx: &TestContext) -> Result<()> {
     let policy = format!("{POLICY}give_back_after = \"10s\"\n");
     guarded(ctx, &policy, given_back).await
 }

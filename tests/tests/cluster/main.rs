@@ -11,10 +11,9 @@ mod kubernetes;
 mod plugin;
 mod release;
 mod resize;
-mod timeline;
 
-use kwitness_tests::once;
 use kwitness_tests::prelude::*;
+use kwitness_tests::{alone, once};
 
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;
@@ -42,32 +41,18 @@ fn main() -> Result<()> {
         daemonset::the_charts_pod_is_ready_with_its_privileges_alone,
         release::an_upgrade_loses_nothing_and_an_uninstall_leaves_nothing,
     ];
-    // They bring their own containerd.
-    let own = |name: &str, body: fn(&TestContext) -> Result<()>| {
-        let case = Case::new(name, move |ctx| ctx.finish().and_then(|()| body(ctx)));
-        case.refused(guests)
-    };
-    cases.push(own("a_raise_of_the_guard_through_the_api_stays", |ctx| {
-        ctx.block_on(guard::a_raise_through_the_api_stays(ctx))
-    }));
-    let long = [
-        own("a_raise_of_the_guard_through_the_api_is_given_back", |ctx| {
-            ctx.block_on(guard::a_raise_through_the_api_is_given_back(ctx))
-        }),
-        own("a_pods_own_limit_rises_with_its_containers", |ctx| {
-            ctx.block_on(guard::a_pods_own_limit_rises_with_its_containers(ctx))
-        }),
-        own("every_kind_of_pod_is_raised", |ctx| ctx.block_on(guarded::every_kind_of_pod_is_raised(ctx))),
-        own("what_the_api_refuses_ends_the_hold", |ctx| {
-            ctx.block_on(guarded::what_the_api_refuses_ends_the_hold(ctx))
-        }),
-        own("what_the_node_has_no_room_for_ends_the_hold", |ctx| {
-            ctx.block_on(guarded::what_the_node_has_no_room_for_ends_the_hold(ctx))
-        }),
-        own("the_demo_of_an_averted_oom_kill_holds", |ctx| {
-            ctx.block_on(guard::the_demo_of_an_averted_oom_kill_holds(ctx))
-        }),
+    let always = alone![guard::a_raise_of_the_guard_through_the_api_stays];
+    let long = alone![
+        guard::a_raise_of_the_guard_through_the_api_is_given_back,
+        guard::a_pods_own_limit_rises_with_its_containers,
+        guarded::every_kind_of_pod_is_raised,
+        guarded::what_the_api_refuses_ends_the_hold,
+        guarded::what_the_node_has_no_room_for_ends_the_hold,
+        guard::the_demo_of_an_averted_oom_kill_holds,
     ];
-    cases.extend(long.map(|case| case.refused(only_long)));
+    let always = always.into_iter().map(|case| case.refused(guests));
+    let long = long.into_iter().map(|case| case.refused(guests).refused(only_long));
+    // They bring their own containerd.
+    cases.extend(always.chain(long).map(Case::on_own_node));
     suite::run(ctx, cases)
 }

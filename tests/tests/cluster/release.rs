@@ -30,7 +30,7 @@ use crate::daemonset::{IMAGE, NAMESPACE, PINS};
 use crate::deployment;
 
 const RELEASE: &str = "kwitness";
-/// What the documentation says: `--reuse-values` would lack a new chart's new values.
+/// What the documentation says: with `--reuse-values`, a new chart's new values are missing.
 const REUSE: &str = "--reset-then-reuse-values";
 /// What the chart has on the host by default.
 const RUN: &str = "/run/kwitness";

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use kwitness_cri::events::ContainerEventType as Type;
+use kwitness_cri::wall_clock;
 use kwitness_tests::agent::connect;
 use kwitness_tests::cri::{Cri, v1};
-use kwitness_tests::cri_events::{CriEvents, LIFE, Subscriber, sandbox_status, wall_clock};
+use kwitness_tests::cri_events::{CriEvents, LIFE, Subscriber, sandbox_status};
 use kwitness_tests::prelude::*;
 
 /// Calls to the runtime for an event, at most: the pod is polled soon and often, and then read.
@@ -73,7 +74,7 @@ pub(crate) async fn events_of_a_pod(ctx: &Testbed<'_>) -> Result<()> {
             reported.check_life(id, &LIFE)?;
         }
         reported.check_life(&unstarted, &[Type::ContainerCreatedEvent, Type::ContainerDeletedEvent])?;
-        ensure!(reported.0.len() == 18, "someone else's events:\n{reported}");
+        ensure!(reported.0.len() == 18, "another's events:\n{reported}");
         let same = second.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
         ensure!(same.events().eq(reported.events()), "two subscribers differ:\n{reported}\n{same}");
 

@@ -18,6 +18,15 @@ use kwitness_tests::environment::{CgroupLayout, Combination, Handler, Tier};
 use kwitness_tests::suite::{self, Case, Combined};
 use kwitness_tests::survival::filler;
 
+/// What a row does, and its name.
+macro_rules! rows {
+    ($($module:ident::$function:ident => $name:literal),* $(,)?) => {{
+        let rows: Vec<(&str, Combined)> =
+            vec![$(($name, |ctx, of| ctx.block_on($module::$function(ctx, of)))),*];
+        rows
+    }};
+}
+
 fn main() -> Result<()> {
     if several::run_as_hog() || brake::populate_if_requested() || filler::fill_if_requested()? {
         return Ok(());
@@ -33,92 +42,44 @@ fn main() -> Result<()> {
         Combination { handler: Handler::Crun, driver: ctx.environment.first_combination()?.driver };
     let only_long = (!ctx.environment.long).then_some("only with --long");
     // Each needs most of a minute in a guest: here what must hold, below who is held.
-    let always: [(&str, Combined); 10] = [
-        ("a_hog_is_killed_without_a_guard_and_finishes_with_one", |ctx, of| {
-            ctx.block_on(hog::finishes(ctx, of))
-        }),
-        ("the_first_process_of_a_container_is_held_and_continued", |ctx, of| {
-            ctx.block_on(hog::first_process(ctx, of))
-        }),
-        ("a_process_inside_a_long_system_call_is_slowed_down_until_its_raise_comes", |ctx, of| {
-            ctx.block_on(brake::system_call(ctx, of))
-        }),
-        ("a_raise_that_never_answers_ends_the_hold", |ctx, of| ctx.block_on(stopped::overdue(ctx, of))),
-        ("a_guard_that_is_killed_leaves_nothing_stopped", |ctx, of| ctx.block_on(stopped::killed(ctx, of))),
-        ("a_guard_without_its_watchdog_leaves_nothing_stopped", |ctx, of| {
-            ctx.block_on(stopped::alone(ctx, of))
-        }),
-        ("a_guard_whose_watchdog_hangs_leaves_nothing_stopped", |ctx, of| {
-            ctx.block_on(stopped::unwatched(ctx, of))
-        }),
-        ("what_two_killed_processes_leave_stopped_the_next_guard_continues", |ctx, of| {
-            ctx.block_on(stopped::both(ctx, of))
-        }),
-        ("a_guard_that_is_stopped_leaves_nothing_stopped", |ctx, of| ctx.block_on(stopped::paused(ctx, of))),
-        ("what_was_raised_is_given_back_after_a_quiet_time", |ctx, of| {
-            ctx.block_on(returned::after_a_quiet_time(ctx, of))
-        }),
+    let always = rows![
+        hog::finishes => "a_hog_is_killed_without_a_guard_and_finishes_with_one",
+        hog::first_process => "the_first_process_of_a_container_is_held_and_continued",
+        brake::system_call => "a_process_inside_a_long_system_call_is_slowed_down_until_its_raise_comes",
+        stopped::overdue => "a_raise_that_never_answers_ends_the_hold",
+        stopped::killed => "a_guard_that_is_killed_leaves_nothing_stopped",
+        stopped::alone => "a_guard_without_its_watchdog_leaves_nothing_stopped",
+        stopped::unwatched => "a_guard_whose_watchdog_hangs_leaves_nothing_stopped",
+        stopped::both => "what_two_killed_processes_leave_stopped_the_next_guard_continues",
+        stopped::paused => "a_guard_that_is_stopped_leaves_nothing_stopped",
+        returned::after_a_quiet_time => "what_was_raised_is_given_back_after_a_quiet_time",
     ];
-    let long: [(&str, Combined); 25] = [
-        ("several_processes_of_a_container_are_held_and_continued", |ctx, of| {
-            ctx.block_on(several::processes(ctx, of))
-        }),
-        ("a_process_with_threads_is_held_and_continued", |ctx, of| ctx.block_on(several::threads(ctx, of))),
-        ("a_process_with_hundreds_of_threads_is_held_and_continued", |ctx, of| {
-            ctx.block_on(several::many_threads(ctx, of))
-        }),
-        ("a_process_that_takes_huge_pages_is_held_and_continued", |ctx, of| {
-            ctx.block_on(several::huge_pages(ctx, of))
-        }),
-        ("a_guard_that_is_oom_killed_leaves_nothing_stopped", |ctx, of| {
-            ctx.block_on(stopped::oom_killed(ctx, of))
-        }),
-        ("a_held_process_that_is_killed_ends_its_hold", |ctx, of| {
-            ctx.block_on(stopped::killed_meanwhile(ctx, of))
-        }),
-        ("a_held_process_whose_container_is_frozen_is_continued", |ctx, of| {
-            ctx.block_on(stopped::frozen(ctx, of))
-        }),
-        ("a_traced_process_is_never_held", |ctx, of| ctx.block_on(several::traced(ctx, of))),
-        ("what_a_killed_guard_has_slowed_down_its_watchdog_releases", |ctx, of| {
-            ctx.block_on(brake::killed(ctx, of))
-        }),
-        ("an_exec_session_is_never_held", |ctx, of| ctx.block_on(hog::exec_session(ctx, of))),
-        ("the_child_of_a_vfork_is_held_and_continued", |ctx, of| ctx.block_on(several::vfork(ctx, of))),
-        ("a_process_that_joins_a_hold_is_continued_with_it", |ctx, of| {
-            ctx.block_on(stopped::joined(ctx, of))
-        }),
-        ("what_has_a_terminal_is_never_held", |ctx, of| ctx.block_on(spared::terminal(ctx, of))),
-        ("a_container_that_no_rule_selects_is_never_held", |ctx, of| {
-            ctx.block_on(spared::not_selected(ctx, of))
-        }),
-        ("what_shares_a_pid_namespace_with_other_containers_is_never_held", |ctx, of| {
-            ctx.block_on(spared::shared_pids(ctx, of))
-        }),
-        ("what_is_in_the_nodes_pid_namespace_is_never_held", |ctx, of| {
-            ctx.block_on(spared::host_pids(ctx, of))
-        }),
-        ("a_limit_above_refuses_the_raise", |ctx, of| ctx.block_on(refused::limit_above(ctx, of))),
-        ("the_bench_of_survival_tells_the_guard_from_nothing", |ctx, of| {
-            ctx.block_on(survival::bench(ctx, of))
-        }),
-        ("what_a_killed_guard_has_raised_the_next_one_gives_back", |ctx, of| {
-            ctx.block_on(returned::by_the_next_guard(ctx, of))
-        }),
-        ("what_is_needed_again_while_it_is_given_back_stays", |ctx, of| {
-            ctx.block_on(returned::not_while_it_is_needed_again(ctx, of))
-        }),
-        ("what_another_process_has_set_is_not_given_back", |ctx, of| {
-            ctx.block_on(returned::not_what_another_process_has_set(ctx, of))
-        }),
-        ("the_guards_events_wait_for_the_daemon", |ctx, of| {
-            ctx.block_on(returned::events_wait_for_the_daemon(ctx, of))
-        }),
-        ("a_raise_that_the_node_has_no_memory_for_is_refused", |ctx, of| {
-            ctx.block_on(refused::no_free_memory(ctx, of))
-        }),
-        ("a_raise_beyond_the_budget_is_refused", |ctx, of| ctx.block_on(refused::budget(ctx, of))),
-        ("a_second_guard_is_refused", |ctx, of| ctx.block_on(refused::second(ctx, of))),
+    let long = rows![
+        several::processes => "several_processes_of_a_container_are_held_and_continued",
+        several::threads => "a_process_with_threads_is_held_and_continued",
+        several::many_threads => "a_process_with_hundreds_of_threads_is_held_and_continued",
+        several::huge_pages => "a_process_that_takes_huge_pages_is_held_and_continued",
+        stopped::oom_killed => "a_guard_that_is_oom_killed_leaves_nothing_stopped",
+        stopped::killed_meanwhile => "a_held_process_that_is_killed_ends_its_hold",
+        stopped::frozen => "a_held_process_whose_container_is_frozen_is_continued",
+        several::traced => "a_traced_process_is_never_held",
+        brake::killed => "what_a_killed_guard_has_slowed_down_its_watchdog_releases",
+        hog::exec_session => "an_exec_session_is_never_held",
+        several::vfork => "the_child_of_a_vfork_is_held_and_continued",
+        stopped::joined => "a_process_that_joins_a_hold_is_continued_with_it",
+        spared::terminal => "what_has_a_terminal_is_never_held",
+        spared::not_selected => "a_container_that_no_rule_selects_is_never_held",
+        spared::shared_pids => "what_shares_a_pid_namespace_with_other_containers_is_never_held",
+        spared::host_pids => "what_is_in_the_nodes_pid_namespace_is_never_held",
+        refused::limit_above => "a_limit_above_refuses_the_raise",
+        survival::bench => "the_bench_of_survival_tells_the_guard_from_nothing",
+        returned::by_the_next_guard => "what_a_killed_guard_has_raised_the_next_one_gives_back",
+        returned::not_while_it_is_needed_again => "what_is_needed_again_while_it_is_given_back_stays",
+        returned::not_what_another_process_has_set => "what_another_process_has_set_is_not_given_back",
+        returned::events_wait_for_the_daemon => "the_guards_events_wait_for_the_daemon",
+        refused::no_free_memory => "a_raise_that_the_node_has_no_memory_for_is_refused",
+        refused::budget => "a_raise_beyond_the_budget_is_refused",
+        refused::second => "a_second_guard_is_refused",
     ];
     let always = always.into_iter().map(|row| (row, refused));
     let long = long.into_iter().map(|row| (row, refused.or(only_long)));

@@ -1,5 +1,5 @@
-//! Deaths whose cause is easily mistaken: by what another container of the pod has left, by the machine's memory, and by no lack of
-//! memory at all.
+//! Deaths that are easily attributed wrongly: by what another container of the pod has left, by the machine's memory, and no
+//! OOM kill at all.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use kwitness_abi::{CHARGE_RECORDS, CHARGE_WINDOW};
 use kwitness_core::model::{Bound, CgroupId, Fact, KernelTime, MemoryCharge, Thresholds};
-use kwitness_core::pressure::sampling::Standing;
+use kwitness_core::pressure::sampling::ThresholdState;
 use kwitness_tests::cgroup;
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::CgroupLayout;
@@ -73,20 +73,20 @@ fn charges(session: &mut Session, id: u64) -> Result<Vec<(KernelTime, MemoryChar
 }
 
 /// How many thresholds usage is above after each charge; what the core makes of the record is the same.
-fn standings(charges: &[(KernelTime, MemoryCharge)]) -> Result<Vec<usize>> {
-    let standing = |(_, charge): &(KernelTime, MemoryCharge)| {
-        let standing = Standing::of(&Thresholds::default(), charge.usage, Bound::At(charge.limit));
-        ensure!(standing.above(charge.above) == charge.above, "{charge:#?}");
+fn counts_above(charges: &[(KernelTime, MemoryCharge)]) -> Result<Vec<usize>> {
+    let state = |(_, charge): &(KernelTime, MemoryCharge)| {
+        let state = ThresholdState::of(&Thresholds::default(), charge.usage, Bound::At(charge.limit));
+        ensure!(state.above(charge.above) == charge.above, "{charge:#?}");
         Ok(charge.above)
     };
-    charges.iter().map(standing).collect()
+    charges.iter().map(state).collect()
 }
 
 /// The charges say that usage rose above every threshold, at once or one after the other, and never fell.
 fn check_rise(charges: &[(KernelTime, MemoryCharge)]) -> Result<()> {
-    let standings = standings(charges)?;
-    ensure!(standings.last() == Some(&3), "{charges:#?}");
-    ensure!(standings.is_sorted_by(|lower, higher| lower < higher), "{standings:?}: {charges:#?}");
+    let counts_above = counts_above(charges)?;
+    ensure!(counts_above.last() == Some(&3), "{charges:#?}");
+    ensure!(counts_above.is_sorted_by(|lower, higher| lower < higher), "{counts_above:?}: {charges:#?}");
     for (_, charge) in charges {
         ensure!(charge.limit == LIMIT && charge.suppressed == 0, "{charge:#?}");
     }
@@ -182,9 +182,9 @@ fn sawtooth(session: &mut Session, parent: &Path) -> Result<()> {
         records += 1;
         ensure!(records <= CHARGE_RECORDS, "{records} within a window: {charges:#?}");
     }
-    let standings = standings(&charges)?;
-    let before = [0].into_iter().chain(standings.iter().copied());
-    let shown: usize = before.zip(&standings).map(|(from, to)| from.abs_diff(*to)).sum();
+    let counts_above = counts_above(&charges)?;
+    let before = [0].into_iter().chain(counts_above.iter().copied());
+    let shown: usize = before.zip(&counts_above).map(|(from, to)| from.abs_diff(*to)).sum();
     let suppressed: u64 = charges.iter().map(|(_, charge)| charge.suppressed).sum();
     // Three up, then three down and up for each further tooth, and for the last.
     let crossings = 3 + 6 * TEETH;
@@ -192,6 +192,6 @@ fn sawtooth(session: &mut Session, parent: &Path) -> Result<()> {
         shown as u64 + suppressed == crossings,
         "{shown} shown, {suppressed} suppressed, not {crossings}: {charges:#?}"
     );
-    ensure!(standings.last() == Some(&3), "{standings:?}");
+    ensure!(counts_above.last() == Some(&3), "{counts_above:?}");
     Ok(())
 }

@@ -327,8 +327,8 @@ fn long_path(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn tracked_later(session: &mut Session, root: &Root) -> Result<()> {
-    use kwitness_agent::probe::{Life, Standing};
-    let of = |life| Standing { life, in_pods: false, container: None };
+    use kwitness_agent::probe::{Life, TrackedCgroup};
+    let of = |life| TrackedCgroup { life, in_pods: false, container: None };
     let parent = root.directory().parent().context("the root has a parent")?;
     let plain = Root::make_named(parent, &format!("plain-{}", std::process::id()))?;
     let (started, unstarted) = (plain.sub("started")?, plain.sub("unstarted")?);

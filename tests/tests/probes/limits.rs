@@ -17,6 +17,7 @@ use kwitness_tests::prelude::*;
 use kwitness_tests::process::cgroup_path;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
 
 use crate::child::{Action, Child};
 use crate::producer;
@@ -331,10 +332,11 @@ fn flood(session: &mut Session, parent: &Path) -> Result<()> {
     let file = noisy.join("pids.max");
     let words = [&producer::program()?, producer::ROLE, "write-often", file.to_str().context("a path")?];
     let child = Child::spawn(Some(&noisy), CloneFlags::empty(), Action::Exec(&words))?;
-    const QUIET: u64 = 40;
-    for number in 1..=QUIET {
+    // One write of the quiet one after each turn of the noisy one.
+    for number in 1..=producer::TURNS {
+        child.wait_stopped()?;
         write(&quiet.join("pids.max"), &number.to_string())?;
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        child.signal(Signal::SIGCONT)?;
     }
     child.wait()?;
     session.settle()?;
@@ -360,8 +362,9 @@ fn flood(session: &mut Session, parent: &Path) -> Result<()> {
     );
     ensure!(suppressed > 0, "nothing was bounded");
     ensure!(
-        (quiet_reported..=quiet_reported + skipped).contains(&QUIET),
-        "{quiet_reported} of {QUIET} of the quiet one, {skipped} skipped"
+        (quiet_reported..=quiet_reported + skipped).contains(&producer::TURNS),
+        "{quiet_reported} of {} of the quiet one, {skipped} skipped",
+        producer::TURNS
     );
     Ok(())
 }

@@ -21,8 +21,9 @@ pub const FORKS: u32 = 200;
 /// Of so many containers of the variant `storm`, one executes a program; the others end at once.
 const EXEC_EVERY: u32 = 10;
 
-/// How often the variant `write-often` writes.
+/// How often the variant `write-often` writes, and in how many turns: it stops itself after each.
 pub const WRITES: u64 = 10_000;
+pub const TURNS: u64 = 40;
 
 /// How much memory the variant `hog` takes, MiB.
 pub const HOG: usize = 160;
@@ -138,6 +139,9 @@ pub fn run(role: &[&str]) -> Result<()> {
             let [file] = arguments else { bail!("which file?") };
             for number in 1..=WRITES {
                 std::fs::write(file, number.to_string()).with_context(|| format!("write {file}"))?;
+                if number.is_multiple_of(WRITES / TURNS) {
+                    stop()?;
+                }
             }
         }
         "storm" => return storm(arguments),

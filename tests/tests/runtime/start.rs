@@ -77,22 +77,20 @@ pub(crate) async fn containers_started_while_the_daemon_starts(ctx: &Testbed<'_>
         let pod = node.run_pod(&PodSpec::new("meanwhile", ctx.combination.handler)?).await?;
         for round in 0..rounds {
             let mut agent = Agent::spawn(&ctx.environment, &[])?;
-            // Each round's first container meets the daemon at another step of its start.
-            let containers = async {
-                tokio::time::sleep(Duration::from_millis(7 * round)).await;
-                let mut ids = Vec::new();
-                for number in 0..3 {
-                    let spec = ContainerSpec::shell(&format!("c-{round}-{number}"), "exit 6");
-                    ids.push(node.run(&pod, &spec).await?);
-                }
-                for id in &ids {
-                    node.wait_exited(id).await?;
-                }
-                anyhow::Ok(ids)
-            };
-            let (ready, ids) = tokio::join!(agent.wait_ready(), containers);
-            ready?;
-            let reported = check_reported_once(&agent, &ids?).await;
+            // Each round's containers come and go while the daemon stands still at another step of its start.
+            agent.wait_attached(round).await?;
+            let paused = agent.pause()?;
+            let mut ids = Vec::new();
+            for number in 0..3 {
+                let spec = ContainerSpec::shell(&format!("c-{round}-{number}"), "exit 6");
+                ids.push(node.run(&pod, &spec).await?);
+            }
+            for id in &ids {
+                node.wait_exited(id).await?;
+            }
+            drop(paused);
+            agent.wait_ready().await?;
+            let reported = check_reported_once(&agent, &ids).await;
             reported.with_context(|| format!("round {round}\n{}", agent.log_tail()))?;
             agent.stop()?;
         }

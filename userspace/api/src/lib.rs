@@ -6,6 +6,7 @@
 mod cause;
 pub mod client;
 mod event_kind;
+pub mod filter;
 pub mod recording;
 mod source;
 pub mod text;

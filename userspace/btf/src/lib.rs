@@ -9,6 +9,9 @@
 
 use std::collections::HashMap;
 
+/// Where the running kernel has its own.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
 const MAGIC: u16 = 0xeb9f;
 const HEADER_LEN: usize = 24;
 
@@ -88,7 +91,7 @@ struct Type<'a> {
 }
 
 impl<'a> Btf<'a> {
-    /// Indexes the bytes of `/sys/kernel/btf/vmlinux`.
+    /// Indexes the bytes of [`BTF_PATH`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
         let magic = bytes.get(..2).map(|magic| u16::from_ne_bytes([magic[0], magic[1]]));
         let field =

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kwitness_api::client::Item;
+use kwitness_api::filter::{ID_PREFIX_MIN, is_meant};
 use kwitness_api::{Source, SourceError, proto};
 
 use crate::exit::NotHere;
@@ -19,8 +20,6 @@ const LISTED_MAX: usize = 8;
 pub const ON_THIS_NODE: &str = " on this node";
 /// How alike two names must be to suggest one for the other (Jaro-Winkler, 0 to 1).
 const ALIKE: f64 = 0.8;
-/// The daemon compares no shorter beginning with container IDs.
-const ID_PREFIX_MIN: usize = 4;
 
 /// A filter of the API; or what was named and is not known, and the filter that waits for it.
 pub type Resolved = Result<proto::Filter, (NotHere, proto::Filter)>;
@@ -186,12 +185,7 @@ pub fn among(here: &[proto::Container], filter: &Filter, place: &str) -> Result<
         result.pods = pods.into_iter().collect();
     }
     for wanted in &filter.container {
-        let is = |of: &&proto::Container| {
-            of.name() == wanted
-                || of.id == *wanted
-                || (wanted.len() >= ID_PREFIX_MIN && of.id.starts_with(wanted))
-        };
-        if !selected.iter().any(is) {
+        if !selected.iter().any(|of| is_meant(of, wanted)) {
             let names = selected.iter().filter_map(|container| container.name.as_deref()).collect();
             let mut error = not_here("container", wanted, place, &names);
             if wanted.len() < ID_PREFIX_MIN

@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use std::future::{Future as _, poll_fn};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use kwitness_cri::runtime::VersionRequest;
@@ -68,11 +70,12 @@ async fn a_restart_makes_calls_wait_and_not_fail() {
         assert!(proxy.stop(), "it ends well");
         // No process serves now, and yet a new connection is accepted and its call waits.
         let mut other = connect(&socket).await;
-        let waiting = tokio::spawn(async move { version(&mut other).await });
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        assert!(!waiting.is_finished());
+        let mut waiting = Box::pin(version(&mut other));
+        // Polled once, it is on its way.
+        let begun = poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await;
+        assert!(begun.is_pending());
         proxy = Proxy::start(&listener, &runtime);
-        is_answered(waiting.await.unwrap());
+        is_answered(waiting.await);
     }
     assert!(socket.exists(), "it is not the proxy's to remove");
 }

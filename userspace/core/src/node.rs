@@ -24,9 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
-    Action, CgroupId, ContainerId, ContainerState, Event, Evidence, Fact, Judged, KernelEvent, Kind,
-    LastVerdict, LimitFile, MemoryLevel, Observation, Output, Problem, Reading, Resource, State, Subject,
-    Value, VerdictScope,
+    Action, CgroupId, ContainerId, ContainerState, Event, Fact, Judged, KernelEvent, Kind, LastVerdict,
+    LimitFile, MemoryLevel, Observation, Output, Problem, Reading, Resource, State, Subject, Value,
+    VerdictScope,
 };
 use crate::pressure::{PressureCounters, PressureTracker};
 use crate::verdicts::VerdictTracker;
@@ -59,12 +59,15 @@ impl Node {
         }
     }
 
-    /// Takes one observation; appends what follows from it.
-    pub fn observe(&mut self, observation: Observation, output: &mut Output) {
+    /// Takes one observation; appends what follows from it. Gives the judgement, if it is [evidence](Observation::Evidence).
+    pub fn observe(&mut self, observation: Observation, output: &mut Output) -> Option<Judged> {
         let known = output.events.len();
+        let mut judged = None;
         self.levels.0 += u64::from(changes_levels(&observation));
         match observation {
-            Observation::Evidence(evidence) => drop(self.judge(&evidence, output)),
+            Observation::Evidence(evidence) => {
+                judged = Some(self.verdicts.judge(&evidence, &self.limits, &self.lifecycle, output));
+            }
             Observation::LimitsRequested { at, containers, forgotten } => {
                 self.lifecycle.forgot_requests(at, &forgotten);
                 let scopes = containers.iter().filter_map(|container| self.lifecycle.scope_of(container));
@@ -90,17 +93,13 @@ impl Node {
                 request_verdict(scope, output);
             }
         }
-    }
-
-    /// Takes [evidence](Observation::Evidence), and gives back the judgement itself, too.
-    pub fn judge(&mut self, evidence: &Evidence, output: &mut Output) -> Judged {
-        self.verdicts.judge(evidence, &self.limits, &self.lifecycle, output)
+        judged
     }
 
     fn take(&mut self, observation: Observation, output: &mut Output) {
         let Self { lifecycle, limits, verdicts, .. } = self;
         if VerdictTracker::concerns(&observation) {
-            verdicts.observe(&observation, limits, lifecycle, output);
+            verdicts.observe(&observation, lifecycle);
         }
         if !LimitTracker::concerns(&observation) {
             return lifecycle.observe(observation, output);

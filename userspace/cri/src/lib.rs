@@ -4,6 +4,7 @@
 //! proxy's in its own modules.
 
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 mod failure;
 mod raw;
@@ -39,6 +40,12 @@ pub fn find_socket() -> Option<&'static Path> {
 /// Request metadata of `GetContainerEvents` at the daemon: begin with events since that time, in nanoseconds since the Unix
 /// epoch. The proxy sends it when it comes back to a daemon.
 pub const SINCE: &str = "kwitness-since";
+
+/// Now, as `ContainerEventResponse.created_at` has it: nanoseconds since the Unix epoch.
+pub fn wall_clock() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
 
 /// The key of `LinuxContainerResources.unified` for swap.
 pub const UNIFIED_SWAP_MAX: &str = "memory.swap.max";

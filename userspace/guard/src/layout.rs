@@ -3,9 +3,6 @@
 use kwitness_abi::{ABSENT, GuardLayout};
 use kwitness_btf::Btf;
 
-/// Where the kernel publishes its types.
-pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
-
 /// `structure.path`, and its place in the layout.
 type Field = (&'static str, &'static str, fn(&mut GuardLayout) -> &mut u32);
 
@@ -77,6 +74,8 @@ pub fn resolve(btf: &Btf<'_>, nodes: u32) -> Result<GuardLayout, Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use kwitness_btf::BTF_PATH;
+
     use super::*;
 
     #[test]

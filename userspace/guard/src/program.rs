@@ -14,13 +14,13 @@ use aya::programs::{FEntry, KProbe, ProgramError as AyaProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use kwitness_abi::{Armed, GUARD_LEVELS, GuardLayout, Hold, Lease, ProcessKey, Spared};
 use kwitness_api::causes;
-use kwitness_btf::{Btf, BtfError};
+use kwitness_btf::{BTF_PATH, Btf, BtfError};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::calls::{self, Flaw};
-use crate::layout::{self, BTF_PATH};
+use crate::layout;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kwitness-guard.o"));
 

@@ -19,7 +19,7 @@ use kwitness_tests::prelude::*;
 
 use crate::script::Script;
 use crate::stage::Stage;
-use crate::verdict::{RuntimeEvents, Verdict};
+use crate::verdict::{Findings, RuntimeEvents};
 
 /// Shows kwitness watching a real container runtime.
 #[derive(Debug, Parser)]
@@ -109,7 +109,7 @@ async fn play_with(
     agent: &Agent,
     combination: Combination,
     pause: Duration,
-) -> Result<Verdict> {
+) -> Result<Findings> {
     let runtime_events = RuntimeEvents::collect(node.cri());
     let watcher = agent.watch(from_now()).await?;
     let stage = Stage::open(environment, agent, watcher, pause).await?;
@@ -117,5 +117,5 @@ async fn play_with(
     script.play().await?;
     let (stage, deeds) = script.finish();
     let seen = stage.close()?;
-    Verdict::reach(&deeds, &seen, &runtime_events, &agent.status().await?)
+    Findings::reach(&deeds, &seen, &runtime_events, &agent.status().await?)
 }

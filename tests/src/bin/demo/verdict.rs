@@ -43,7 +43,7 @@ impl Drop for RuntimeEvents {
 }
 
 #[derive(Debug)]
-pub(crate) struct Verdict {
+pub(crate) struct Findings {
     done: usize,
     reported: usize,
     events: usize,
@@ -53,7 +53,7 @@ pub(crate) struct Verdict {
     runtime: Vec<u64>,
 }
 
-impl Verdict {
+impl Findings {
     pub(crate) fn reach(
         deeds: &[Deed],
         seen: &Seen,

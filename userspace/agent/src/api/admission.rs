@@ -133,11 +133,11 @@ impl Admission {
     }
 
     /// A place for a call of a connection, if it may have one more.
-    fn admit(&self, path: &str, connection: ConnectionId) -> Result<Place, Status> {
+    fn admit(&self, path: &str, connection: ConnectionId) -> Result<TakenSlot, Status> {
         let listed = Call::ALL.into_iter().find(|call| row(*call).2.contains(&path));
         let call = listed.unwrap_or(Call::Other);
         self.slots[call as usize].take(connection)?;
-        Ok(Place { slots: Arc::clone(&self.slots), call, connection })
+        Ok(TakenSlot { slots: Arc::clone(&self.slots), call, connection })
     }
 }
 
@@ -183,15 +183,15 @@ impl Slot {
     }
 }
 
-/// A place in the table, until this is gone.
+/// A slot, until this is gone.
 #[derive(Debug)]
-struct Place {
+struct TakenSlot {
     slots: Arc<[Slot; Call::ALL.len()]>,
     call: Call,
     connection: ConnectionId,
 }
 
-impl Drop for Place {
+impl Drop for TakenSlot {
     fn drop(&mut self) {
         self.slots[self.call as usize].give_back(self.connection);
     }
@@ -230,14 +230,14 @@ where
         let connection = request.extensions().get::<ConnectionId>().copied().unwrap_or_default();
         match self.admission.admit(request.uri().path(), connection) {
             Err(status) => Either::Left(ready(Ok(status.into_http()))),
-            Ok(place) => {
+            Ok(slot) => {
                 let (head, body) = request.into_parts();
                 let (body, request) = Metered::wrap(body, self.admission.requests.open(connection));
                 let unread = self.admission.answers.open(connection);
                 let response = self.inner.call(http::Request::from_parts(head, body));
                 let held = |body| {
                     let rest = Bytes::new();
-                    Held { body, rest, unread, _place: place, _request: request }
+                    Held { body, rest, unread, _slot: slot, _request: request }
                 };
                 Either::Right(Box::pin(async move { Ok(response.await?.map(|body| Body::new(held(body)))) }))
             }
@@ -252,7 +252,7 @@ struct Held {
     /// Of the frame that is being handed out.
     rest: Bytes,
     unread: Charge,
-    _place: Place,
+    _slot: TakenSlot,
     _request: Arc<Charge>,
 }
 
@@ -356,7 +356,7 @@ mod tests {
         const MAX: u32 = 64;
         let admission = Admission::new(MaxCalls::all(MAX));
         let watch = row(Call::Watch).2[0];
-        let fill = |connection| -> (Vec<Place>, Status) {
+        let fill = |connection| -> (Vec<TakenSlot>, Status) {
             let mut held = Vec::new();
             loop {
                 match admission.admit(watch, ConnectionId(connection)) {

@@ -9,6 +9,7 @@ mod byte_budget;
 mod forwarded;
 mod guard_reports;
 mod service;
+mod wanted;
 #[expect(
     clippy::allow_attributes,
     clippy::default_constructed_unit_structs,

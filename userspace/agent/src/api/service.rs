@@ -16,12 +16,13 @@ use tonic::{Request, Response, Status};
 use crate::api::admission::Admission;
 use crate::api::guard_reports::{self, Report};
 use crate::api::kwitness_server::Kwitness;
+use crate::api::wanted;
 use crate::clock::Clock;
 use crate::config::Call;
 use crate::cri::Resolver;
 use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
-use crate::hub::{Batch, Filter, Hub, Start, Watcher};
+use crate::hub::{Batch, Filter, Hub, Start, Watcher, selects};
 use crate::privileges;
 use crate::probe::Capabilities;
 use crate::reported::LimitReport;
@@ -121,7 +122,7 @@ impl Service {
     async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<proto::ContainerState>), Status> {
         let snapshot = self.engine.snapshot().await?;
         let clock = Clock::read();
-        let wanted = snapshot.containers.iter().filter(|state| filter.wants_container(&state.subject));
+        let wanted = snapshot.containers.iter().filter(|state| selects(filter, &state.subject));
         let containers = wanted.map(|state| convert::container_state(state, clock));
         Ok((snapshot.position, bounded(containers, ANSWER_BYTES_MAX)?))
     }
@@ -265,13 +266,12 @@ impl Kwitness for Service {
         if prove_ms > PROVE_MAX_MS {
             return Err(Status::invalid_argument(format!("`prove_ms` is more than {PROVE_MAX_MS}")));
         }
-        let (filter, wanted) = (self::filter(filter)?, wanted.unwrap_or_default());
-        if wanted.cpu == Some(proto::wanted::Cpu::MilliCpu(0)) {
-            return Err(Status::invalid_argument("`milli_cpu` is 0; no limit is `cpu_unlimited`"));
-        }
+        let filter = self::filter(filter)?;
+        let desired = wanted::read(&wanted.unwrap_or_default(), Clock::read().now())
+            .map_err(Status::invalid_argument)?;
         let wait = Duration::from_millis(wait_ms.into());
         let verify = async {
-            let mut verdicts = self.verifier.verify(&filter, &wanted, wait).await?;
+            let mut verdicts = self.verifier.verify(&filter, &desired, wait).await?;
             if prove_ms > 0 {
                 self.verifier.prove(&mut verdicts, Duration::from_millis(prove_ms.into())).await?;
             }

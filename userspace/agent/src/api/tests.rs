@@ -112,7 +112,8 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>, reported: 
                 let mut node = Node::new(Bounds::default());
                 let judge = |evidence: Evidence| {
                     assert_eq!(evidence.requester, Requester::Client, "by its own word");
-                    node.judge(&evidence, &mut Output::default())
+                    let evidence = Observation::Evidence(Box::new(evidence));
+                    node.observe(evidence, &mut Output::default()).unwrap()
                 };
                 answer.send(evidence.into_iter().map(judge).collect()).unwrap();
             }

@@ -113,7 +113,7 @@ struct Level {
     id: CgroupId,
     name: CString,
     is_tracked: bool,
-    place: Place,
+    ancestry: Ancestry,
     /// How long the path is up to here.
     path_len: usize,
     /// What stands for the paths below, if they are too long to be kept.
@@ -125,13 +125,13 @@ struct Level {
 
 /// Where a cgroup lies: the kernel side goes by it for what is made below, and counts the cgroup in its container's share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Ancestry {
     /// Whether it, or one above it, is named as the kubelet's cgroup of pods.
     in_pods: bool,
     within: Within,
 }
 
-impl Place {
+impl Ancestry {
     /// Where a cgroup lies that lies in one of which that is known.
     fn of(self, id: CgroupId, path: &str) -> Self {
         let within = self.within.of(id, path);
@@ -212,11 +212,11 @@ impl<'a, T: Track> Walk<'a, T> {
         self.cgroups.subtree().path().clone_into(&mut self.path);
         let parent = above.last().map_or(ROOT, |(id, _)| *id);
         let is_root = above.iter().any(|(_, is_root)| *is_root) || self.is_root(&top);
-        let place = match top.id() {
-            Ok(id) if is_root => Place::default().of(id, &self.path),
-            _ => Place::default(),
+        let ancestry = match top.id() {
+            Ok(id) if is_root => Ancestry::default().of(id, &self.path),
+            _ => Ancestry::default(),
         };
-        let entered = self.enter(&top, c"".to_owned(), is_root.then_some(parent), place);
+        let entered = self.enter(&top, c"".to_owned(), is_root.then_some(parent), ancestry);
         entered.map_err(|source| ScanError { path: self.cgroups.subtree().to_string(), source })?;
         self.descend(Here { directory: top, depth: 0 });
         if self.met > 0 {
@@ -275,11 +275,11 @@ impl<'a, T: Track> Walk<'a, T> {
         self.return_to(here, self.levels.len() - 1)?;
         let directory = here.directory.child(name)?;
         let tracked = (is_parent_tracked || self.is_root(&directory)).then_some(parent);
-        let mut place = self.levels.last().map_or(Place::default(), |level| level.place);
+        let mut ancestry = self.levels.last().map_or(Ancestry::default(), |level| level.ancestry);
         if tracked.is_some() {
             let id = directory.id()?;
-            place = place.of(id, &self.path);
-            match self.take_up(&here.directory, name, id, place) {
+            ancestry = ancestry.of(id, &self.path);
+            match self.take_up(&here.directory, name, id, ancestry) {
                 Tracked::Yes => {}
                 Tracked::Gone => return Ok(None),
                 Tracked::BeyondShare => {
@@ -294,7 +294,7 @@ impl<'a, T: Track> Walk<'a, T> {
         if tracked.is_none() {
             self.look_for_container();
         }
-        self.enter(&directory, name.clone(), tracked, place)?;
+        self.enter(&directory, name.clone(), tracked, ancestry)?;
         Ok(Some(directory))
     }
 
@@ -336,8 +336,8 @@ impl<'a, T: Track> Walk<'a, T> {
     }
 
     /// Has a cgroup tracked.
-    fn take_up(&mut self, parent: &Directory, name: &CString, id: CgroupId, place: Place) -> Tracked {
-        let container = self.levels.last().and_then(|level| level.place.within.container());
+    fn take_up(&mut self, parent: &Directory, name: &CString, id: CgroupId, ancestry: Ancestry) -> Tracked {
+        let container = self.levels.last().and_then(|level| level.ancestry.within.container());
         // When the whole set is full, the kernel refuses it.
         if !self.shares.take(container) && container.is_some() {
             if !self.track.is_tracked(id) {
@@ -345,7 +345,7 @@ impl<'a, T: Track> Walk<'a, T> {
             }
             self.shares.hold(container);
         }
-        match self.track.track(id, place) {
+        match self.track.track(id, ancestry) {
             // Its end may have been reported before it was added: nothing else would ever take it out.
             Ok(true) if !parent.id_of(name).is_ok_and(|found| found == id) => {
                 if let Err(error) = self.track.untrack(id) {
@@ -366,19 +366,19 @@ impl<'a, T: Track> Walk<'a, T> {
         Tracked::Yes
     }
 
-    /// Makes a directory the innermost level, which lies at that place. `tracked`: it is a tracked cgroup, with that parent.
+    /// Makes a directory the innermost level, of that ancestry. `tracked`: it is a tracked cgroup, with that parent.
     fn enter(
         &mut self,
         directory: &Directory,
         name: CString,
         tracked: Option<CgroupId>,
-        place: Place,
+        ancestry: Ancestry,
     ) -> io::Result<()> {
         let id = directory.id()?;
         let met = self.met;
         if self.levels.is_empty() && tracked.is_some() {
             // The top has no directory to look it up in; that it is there was just seen.
-            if let Err(error) = self.track.track(id, place) {
+            if let Err(error) = self.track.track(id, ancestry) {
                 tracing::warn!(path = self.path, %error, "cannot track a cgroup");
                 self.untracked += 1;
             }
@@ -395,7 +395,7 @@ impl<'a, T: Track> Walk<'a, T> {
         let children: Vec<CString> = children.map(|entry| entry.name).collect();
         let (path_len, is_tracked) = (self.path.len(), tracked.is_some());
         let children = children.into_iter();
-        self.levels.push(Level { id, name, is_tracked, place, path_len, long_path, met, children });
+        self.levels.push(Level { id, name, is_tracked, ancestry, path_len, long_path, met, children });
         Ok(())
     }
 

@@ -16,14 +16,14 @@ pub(super) const TURN: usize = 256;
 type Asked = (ReadLimits, Instant);
 
 /// The path of the container's cgroup; none: of a cgroup that may lie anywhere.
-type Place = Option<Arc<str>>;
+type ContainerPath = Option<Arc<str>>;
 
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    waiting: HashMap<Place, VecDeque<Asked>>,
+    waiting: HashMap<ContainerPath, VecDeque<Asked>>,
     /// Those in which something waits. It is the first one's turn.
-    order: VecDeque<Place>,
+    order: VecDeque<ContainerPath>,
     /// How many requests are left of that turn; 0: it has not begun.
     left: usize,
     len: usize,
@@ -31,18 +31,18 @@ pub(super) struct Turns {
 
 impl Turns {
     pub(super) fn push(&mut self, request: ReadLimits, asked: Instant) {
-        let place = request.path.clone();
-        let waiting = self.waiting.entry(place.clone()).or_default();
+        let container = request.path.clone();
+        let waiting = self.waiting.entry(container.clone()).or_default();
         if waiting.is_empty() {
-            self.order.push_back(place);
+            self.order.push_back(container);
         }
         waiting.push_back((request, asked));
         self.len += 1;
     }
 
     pub(super) fn pop(&mut self) -> Option<Asked> {
-        let place = self.order.front()?;
-        let waiting = self.waiting.get_mut(place)?;
+        let container = self.order.front()?;
+        let waiting = self.waiting.get_mut(container)?;
         if self.left == 0 {
             self.left = waiting.len().min(TURN);
         }
@@ -51,11 +51,11 @@ impl Turns {
         self.left -= 1;
         if self.left == 0 {
             let is_empty = waiting.is_empty();
-            let place = self.order.pop_front()?;
+            let container = self.order.pop_front()?;
             if is_empty {
-                self.waiting.remove(&place);
+                self.waiting.remove(&container);
             } else {
-                self.order.push_back(place);
+                self.order.push_back(container);
             }
         }
         Some(next)

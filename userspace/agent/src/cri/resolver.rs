@@ -106,8 +106,8 @@ struct Question {
     at: Instant,
     /// How long it waits after a list that did not answer it.
     pause: Duration,
-    /// When a list lacked it first.
-    lacked: Option<Instant>,
+    /// When it was missing in a list first.
+    missing_since: Option<Instant>,
 }
 
 /// Makes a resolver, and the task that works for it until the resolver's answers are no longer wanted.
@@ -166,7 +166,7 @@ impl Resolver {
         open.entry(container).or_insert_with(|| Question {
             at: Instant::now(),
             pause: self.shared.timing.list_pause,
-            lacked: None,
+            missing_since: None,
         });
         drop(open);
         self.shared.queried.notify_one();
@@ -326,7 +326,7 @@ impl Worker {
             if due > now {
                 tokio::select! {
                     () = tokio::time::sleep_until(due) => {}
-                    // Someone may be due earlier.
+                    // Another question may be due earlier.
                     () = queried => continue,
                 }
             }
@@ -363,8 +363,8 @@ impl Worker {
             if question.at > began {
                 return true;
             }
-            let lacked = *question.lacked.get_or_insert(began);
-            if began.duration_since(lacked) >= timing.give_up {
+            let missing_since = *question.missing_since.get_or_insert(began);
+            if began.duration_since(missing_since) >= timing.give_up {
                 answered.push((container.clone(), None));
                 return false;
             }

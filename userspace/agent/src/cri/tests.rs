@@ -129,10 +129,14 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(TIMING)
+    }
+
+    fn with(timing: Timing) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (sender, answers) = mpsc::channel(4);
         let socket = directory.path().join("cri.sock");
-        let (resolver, work) = start_with(TIMING, RuntimeChoice::Socket(socket), sender);
+        let (resolver, work) = start_with(timing, RuntimeChoice::Socket(socket), sender);
         tokio::spawn(work);
         Self { directory, resolver, answers }
     }
@@ -160,6 +164,16 @@ impl Bench {
 
     fn count(&self, name: &str) -> u64 {
         self.resolver.counters()[name]
+    }
+
+    /// Waits until that was counted so often.
+    async fn counted(&self, name: &str, times: u64) {
+        let is_so = async {
+            while self.count(name) < times {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), is_so).await.unwrap_or_else(|_| panic!("not {times} {name}"));
     }
 
     /// Waits until the status says that of the runtime.
@@ -204,7 +218,7 @@ async fn what_runs_is_known_without_a_question() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(Duration::from_secs(10), is_so).await.expect("it is listed");
+        timeout(Duration::from_secs(60), is_so).await.expect("it is listed");
     };
     set(&[("created", 0), ("a", 1), ("b", 1), ("exited", 2), ("unknown", 3)]);
     let _serving = runtime.serve(&bench.socket());
@@ -215,11 +229,12 @@ async fn what_runs_is_known_without_a_question() {
 
 #[tokio::test]
 async fn a_sandbox_that_is_listed_late_is_answered_then() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::with(Timing { give_up: Duration::MAX, ..TIMING });
     let runtime = Runtime::default();
     let _serving = runtime.serve(&bench.socket());
     bench.ask("a");
-    sleep(Duration::from_millis(100)).await;
+    // The first of them is done with.
+    bench.counted("cri_lists", 2).await;
     assert!(bench.answers.try_recv().is_err());
     runtime.set(|conduct| conduct.sandboxes = vec!["a"]);
     assert_eq!(bench.pod_of("a").await, "pod-of-a");
@@ -250,9 +265,10 @@ async fn what_was_given_up_is_answered_when_it_is_listed_after_all() {
 
 #[tokio::test]
 async fn a_runtime_that_is_away_is_waited_for_without_giving_up() {
-    let mut bench = Bench::new();
+    // One list without it would be enough to give up.
+    let mut bench = Bench::with(Timing { give_up: Duration::ZERO, ..TIMING });
     bench.ask("a");
-    sleep(TIMING.give_up * 2).await;
+    bench.counted("cri_failures", 3).await;
     assert!(bench.answers.try_recv().is_err());
     bench.error("cannot connect").await;
     let runtime = Runtime::default();
@@ -301,13 +317,7 @@ async fn what_talks_nonsense_is_no_runtime() {
             }
         });
         bench.ask("a");
-        let failures = bench.count("cri_failures");
-        let fails = async {
-            while bench.count("cri_failures") == failures {
-                sleep(Duration::from_millis(1)).await;
-            }
-        };
-        timeout(Duration::from_secs(60), fails).await.expect("it is no runtime");
+        bench.counted("cri_failures", bench.count("cri_failures") + 1).await;
         assert_ne!(bench.resolver.status().error, "");
         talking.abort();
     }
@@ -357,18 +367,18 @@ async fn what_the_runtime_does_not_know_does_not_keep_it_listing() {
     runtime.set(|conduct| conduct.delay = delay);
     let _serving = runtime.serve(&bench.socket());
     let began = std::time::Instant::now();
+    const LISTS: u32 = 10;
     // One more each time: one of them is always due.
     for number in 0.. {
         bench.ask(&format!("c{number}"));
         let _given_up = timeout(Duration::from_millis(5), bench.answers.recv()).await;
-        if began.elapsed() >= delay * 80 {
+        if bench.count("cri_lists") >= u64::from(LISTS) {
             break;
         }
     }
-    // A list takes two delays, the pause until the next one four at least.
-    let most = began.elapsed().as_millis() / (delay * 6).as_millis() + 1;
-    let lists = u128::from(bench.count("cri_lists"));
-    assert!((2..=most).contains(&lists), "{lists} lists, at most {most}");
+    // A list takes two delays at least, the pause until the next one four.
+    let (took, least) = (began.elapsed(), delay * (2 + 6 * (LISTS - 1)));
+    assert!(took >= least, "{LISTS} lists in {took:?}, less than {least:?}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
@@ -20,7 +20,7 @@ use super::entity::{Kind, Progress, Status};
 use super::machine::{Answer, ListedContainer, ListedSandbox, Listing};
 use super::pod::{Plan, Reading};
 use crate::cri::{ANSWER_MAX, Calls};
-use kwitness_cri::{Failure, events as wire};
+use kwitness_cri::{Failure, events as wire, wall_clock};
 
 /// The longest that a call may take.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -230,12 +230,6 @@ fn container(listed: wire::Container) -> Option<ListedContainer> {
 /// An id; none: it is not UTF-8, and no call can name it.
 fn id(bytes: &[u8]) -> Option<ContainerId> {
     std::str::from_utf8(bytes).ok().map(|text| ContainerId(text.into()))
-}
-
-/// Nanoseconds since the Unix epoch.
-pub(super) fn wall_clock() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

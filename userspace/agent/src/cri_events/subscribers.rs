@@ -124,7 +124,7 @@ impl Subscribers {
         self.ended.load(Relaxed)
     }
 
-    /// Waits for someone; gives the time from which on events are wanted.
+    /// Waits for a subscriber; gives the time from which on events are wanted.
     pub(super) async fn begin_session(&self) -> i64 {
         loop {
             let came = self.came.notified();

@@ -22,12 +22,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::entity::Progress;
 use super::machine::{Answer, Counts, Hint, Listing, Machine, Request};
-use super::runtime::{Runtime, wall_clock};
+use super::runtime::Runtime;
 use super::subscribers::{Subscribers, Subscription};
 use crate::clock::Clock;
 use crate::cri::{self, Connection, Resolver};
 use crate::hub::{Filter, Hub, Watcher};
 use kwitness_api::{EventKind, Timestamp};
+use kwitness_cri::wall_clock;
 
 /// Requests under way at most; each is a few calls.
 const AT_ONCE: usize = 4;
@@ -142,7 +143,7 @@ struct Session<'a> {
     watcher: Watcher,
     machine: Machine,
     began: Instant,
-    /// When someone was there last.
+    /// When a subscriber was there last.
     wanted: Instant,
     /// Of sessions before this one.
     before: Counts,

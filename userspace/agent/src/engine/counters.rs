@@ -67,7 +67,7 @@ impl<P: Probe> Engine<P> {
         }
         let accounted = Accounted { observations, seen: self.losses.seen(&self.suppressed) };
         let is_kept = self.keep(|ledger| ledger.account(&accounted));
-        accounted.observations.into_iter().for_each(|observation| self.take_in(observation));
+        accounted.observations.into_iter().for_each(|observation| drop(self.take_in(observation)));
         self.turn_unless(is_kept);
     }
 

@@ -322,12 +322,13 @@ impl<P: Probe> Engine<P> {
                     let _ = ready.send(());
                 }
             }
-            Read::Answer(observation) => self.observe(observation),
+            Read::Answer(observation) => drop(self.observe(observation)),
             Read::Restarted { from } => self.restarted(from),
             Read::Replaced => self.hand_over(),
             Read::Doubled => self.seam = None,
             Read::Evidence(evidence, answer) => {
-                let judged = evidence.into_iter().map(|evidence| self.judge(evidence)).collect();
+                let observe = |of| self.observe(Observation::Evidence(Box::new(of)));
+                let judged = evidence.into_iter().filter_map(observe).collect();
                 // The client may have gone.
                 drop(answer.send(judged));
             }
@@ -335,35 +336,22 @@ impl<P: Probe> Engine<P> {
         self.publish(Clock::read());
     }
 
-    fn judge(&mut self, evidence: Evidence) -> Judged {
-        if self.recorder.is_none() && self.ledger.is_none() {
-            return self.node.judge(&evidence, &mut self.output);
-        }
-        let observation = Observation::Evidence(Box::new(evidence));
+    /// The judgement, if it is evidence.
+    fn observe(&mut self, observation: Observation) -> Option<Judged> {
         let is_kept = self.keep(|ledger| ledger.observation(&observation));
-        if let Some(recorder) = &mut self.recorder {
-            recorder.write(&observation);
-        }
-        let Observation::Evidence(evidence) = observation else { unreachable!("it was put in above") };
-        let judged = self.node.judge(&evidence, &mut self.output);
+        let judged = self.take_in(observation);
         self.turn_unless(is_kept);
         judged
     }
 
-    fn observe(&mut self, observation: Observation) {
-        let is_kept = self.keep(|ledger| ledger.observation(&observation));
-        self.take_in(observation);
-        self.turn_unless(is_kept);
-    }
-
     /// Observes what is in the ledger.
-    fn take_in(&mut self, observation: Observation) {
+    fn take_in(&mut self, observation: Observation) -> Option<Judged> {
         if let Some(recorder) = &mut self.recorder {
             recorder.write(&observation);
         }
         self.asked.answered(&observation);
         self.reported.observe(&observation);
-        self.node.observe(observation, &mut self.output);
+        self.node.observe(observation, &mut self.output)
     }
 
     /// Writes the journal, then does what is to be done.

@@ -75,7 +75,8 @@ impl<P: Probe> Engine<P> {
     /// Observes a scan; the first one ends what new programs did not track.
     pub(super) fn scanned(&mut self, scan: Scan) {
         let Some(Untracked { outage }) = self.untracked.take() else {
-            return self.observe(Observation::Scan(scan));
+            self.observe(Observation::Scan(scan));
+            return;
         };
         let from = outage.map(|(from, unrecorded)| {
             self.report_outage(from, scan.ended, unrecorded);

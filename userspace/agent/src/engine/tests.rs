@@ -170,7 +170,7 @@ async fn what_new_programs_do_not_track_before_the_scan_is_in_the_gap() {
     let probe = Flood { read: read.clone(), backlog: 0, adoptable: Arc::clone(&adoptable) };
     let resumes = Resumes { unrecorded: vec!["task_exec"], same_maps: false };
     let past = Past { resumes: Some(resumes), ..Past::none() };
-    let mut tap = past.hub.tap();
+    let mut reader = past.hub.reader();
     let began = Clock::read();
     let adopted_early = Arc::clone(&adoptable);
     let scan = move |reason| {
@@ -184,7 +184,7 @@ async fn what_new_programs_do_not_track_before_the_scan_is_in_the_gap() {
     running.handle.judge(Vec::new()).await.unwrap();
     assert!(adoptable.load(Relaxed));
     let mut gaps = Vec::new();
-    tap.read(|event| {
+    reader.read(|event| {
         if let Some(proto::event::Kind::Gap(gap)) = event.decode().kind {
             gaps.push((gap.cause(), gap.capabilities.clone(), gap.to.unwrap().to_unix_nanos()));
         }

@@ -14,8 +14,8 @@ mod batch;
 mod entry;
 mod filter;
 mod names;
+mod reader;
 mod subject;
-mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
 mod watcher;
@@ -30,8 +30,9 @@ use kwitness_core::model::KernelTime;
 use tokio::sync::watch;
 
 pub use batch::{Batch, BatchCodec};
-pub use filter::Filter;
-pub use tap::{Tap, Tapped};
+pub(crate) use filter::{scope_of, selects};
+pub use kwitness_api::filter::Filter;
+pub use reader::{JournalEvent, JournalReader};
 pub use watcher::{Start, Watcher};
 pub use window::Capacity;
 pub use writer::Writer;

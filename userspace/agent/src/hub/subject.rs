@@ -1,5 +1,6 @@
 //! The container of an event as the journal keeps it: encoded once, and with as much of it as a filter asks for.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -9,6 +10,7 @@ use kwitness_core::model::{RuntimeFacts, Subject};
 use prost::Message as _;
 
 use super::Filter;
+use super::filter::selects_labelled;
 use crate::wire::convert;
 
 /// A container as one version of it is known, shared by its events.
@@ -35,7 +37,7 @@ impl EncodedSubject {
     }
 
     pub(super) fn matches(&self, filter: &Filter) -> bool {
-        filter.matches(&self.subject, || self.labels())
+        selects_labelled(filter, &self.subject, || Cow::Owned(self.labels()))
     }
 
     /// One more entry has it; the bytes that the window holds for it from now on. Under the window's lock alone.

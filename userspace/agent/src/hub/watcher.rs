@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::batch::{Batch, Item};
+use super::filter::selects_pod;
 use super::window::BatchMax;
 use super::{EncodedSubject, Entry, Filter, Hub, NonContainerScope};
 use crate::clock::Clock;
@@ -299,7 +300,7 @@ impl Watcher {
             self.last_at = Some(entry.at);
             let wanted = match (&entry.subject, &entry.non_container) {
                 (Some(of), _) => matching.matches(&self.filter, of),
-                (None, Some(NonContainerScope { pod })) => self.filter.wants_pod(pod.as_ref()),
+                (None, Some(NonContainerScope { pod })) => selects_pod(&self.filter, pod.as_ref()),
                 (None, None) => true,
             };
             if !wanted || self.until.is_some_and(|(until, _)| entry.at > until) {
@@ -319,7 +320,7 @@ impl Watcher {
 
     fn deliver(&mut self, seq: u64, entry: Entry, items: &mut Vec<Item>) {
         let is_of_node = entry.kind.is_of_node();
-        if is_of_node || self.filter.wants_kind(entry.kind) {
+        if is_of_node || self.filter.wants_kind(Some(entry.kind)) {
             items.push(Item::Recorded(seq, entry));
             if !is_of_node {
                 self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(1));

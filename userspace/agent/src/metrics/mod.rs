@@ -1,7 +1,7 @@
 //! Metrics and probes: what the daemon's HTTP listener serves.
 //!
 //! ```text
-//!  journal ──Tap──▶ Workload ─────────────┐
+//!  journal ──JournalReader──▶ Workload ───┐
 //!  engine ──Report, every 5 s──▶ Pulse ───┼──▶ Exposition ──▶ a scrape
 //!  hub, admission, resolver: their counters┘
 //! ```
@@ -33,7 +33,7 @@ use crate::config::Labels;
 use crate::cri::Resolver;
 use crate::cri_events::Events;
 use crate::engine::{Handle, Report};
-use crate::hub::{Hub, Tap};
+use crate::hub::{Hub, JournalReader};
 use crate::probe::Capabilities;
 use crate::verify::Verifier;
 use workload::Workload;
@@ -96,7 +96,7 @@ struct Collected {
     stage: Stage,
     /// Since when it serves.
     ready: Option<Instant>,
-    tap: Option<Tap>,
+    reader: Option<JournalReader>,
     workload: Workload,
     /// There may be containers and verdicts of which no event was taken.
     is_behind: bool,
@@ -123,7 +123,7 @@ impl Metrics {
             state: Mutex::new(Collected {
                 stage: Stage::Loading,
                 ready: None,
-                tap: None,
+                reader: None,
                 workload,
                 is_behind: false,
                 report: None,
@@ -142,15 +142,15 @@ impl Metrics {
 
     /// From now on there is something to show. Events of an earlier daemon say what there is, and were counted by that one.
     pub fn connect(&self, sources: Sources) {
-        let mut tap = sources.hub.tap();
+        let mut reader = sources.hub.reader();
         {
-            let Collected { tap: followed, workload, is_behind, .. } = &mut *self.collected();
+            let Collected { reader: followed, workload, is_behind, .. } = &mut *self.collected();
             let now = Instant::now();
-            tap.read(|event| workload.take(event, now));
+            reader.read(|event| workload.take(event, now));
             workload.begin();
             // The journal has forgotten how the oldest containers began.
             *is_behind = sources.hub.position().seq > 0;
-            *followed = Some(tap);
+            *followed = Some(reader);
         }
         if self.sources.set(sources).is_ok() {
             self.is_connected.notify_one();
@@ -159,9 +159,9 @@ impl Metrics {
 
     /// Takes what the journal has.
     fn collect(&self, now: Instant) {
-        let Collected { tap, workload, is_behind, .. } = &mut *self.collected();
+        let Collected { reader, workload, is_behind, .. } = &mut *self.collected();
         workload.forget(now);
-        let missed = tap.as_mut().map_or(0, |tap| tap.read(|event| workload.take(event, now)));
+        let missed = reader.as_mut().map_or(0, |reader| reader.read(|event| workload.take(event, now)));
         if missed > 0 {
             workload.missed += missed;
             *is_behind = true;
@@ -174,17 +174,17 @@ impl Metrics {
 
     /// Has the engine say what there is, if events do not. Meanwhile none is taken: those after its answer are applied to it.
     async fn catch_up(&self, sources: &Sources) {
-        let tap = {
-            let Collected { tap, is_behind, .. } = &mut *self.collected();
-            if std::mem::take(is_behind) { tap.take() } else { None }
+        let reader = {
+            let Collected { reader, is_behind, .. } = &mut *self.collected();
+            if std::mem::take(is_behind) { reader.take() } else { None }
         };
-        let Some(tap) = tap else { return };
+        let Some(reader) = reader else { return };
         let state = sources.engine.state().await;
         let mut collected = self.collected();
         if let Ok((snapshot, verdicts)) = state {
             collected.workload.resync(&snapshot.containers, &verdicts, Instant::now());
         }
-        collected.tap = Some(tap);
+        collected.reader = Some(reader);
     }
 
     /// Follows the journal, so that no event leaves it unseen however rare the scrapes.

@@ -20,7 +20,7 @@ use kwitness_service::metrics::{Histogram, label_value};
 use super::words;
 use crate::clock::Clock;
 use crate::config::Labels;
-use crate::hub::Tapped;
+use crate::hub::JournalEvent;
 use crate::wire::verdicts;
 use kwitness_api::{EventKind, proto};
 
@@ -144,7 +144,7 @@ impl Workload {
     }
 
     /// Takes the next event.
-    pub(super) fn take(&mut self, event: &Tapped, now: Instant) {
+    pub(super) fn take(&mut self, event: &JournalEvent, now: Instant) {
         if let Some(counter) = EventKind::ALL.iter().position(|kind| *kind == event.kind) {
             self.events[counter] += 1;
         }
@@ -165,7 +165,7 @@ impl Workload {
         }
     }
 
-    fn count(&mut self, event: &Tapped, subject: Option<&Subject>) {
+    fn count(&mut self, event: &JournalEvent, subject: Option<&Subject>) {
         use proto::event::Kind;
         let message = event.decode();
         let by_kernel = matches!(message.basis(), proto::Basis::CgroupMkdir | proto::Basis::TaskExec);

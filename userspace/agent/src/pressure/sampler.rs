@@ -22,7 +22,7 @@ use kwitness_core::model::{
     Bound, CgroupId, MemoryLevel, MemorySample, MemorySamples, Observation, Thresholds,
 };
 use kwitness_core::node::LevelsRevision;
-use kwitness_core::pressure::sampling::{FillRate, LONGEST, SHORTEST, Standing, interval};
+use kwitness_core::pressure::sampling::{FillRate, LONGEST, SHORTEST, ThresholdState, interval};
 use nix::errno::Errno;
 use nix::sys::inotify::WatchDescriptor;
 use tokio::sync::mpsc;
@@ -131,7 +131,7 @@ struct Level {
     missing: u32,
     rate: FillRate,
     /// How the last sample that was handed on stands; none: there was none.
-    standing: Option<Standing>,
+    state: Option<ThresholdState>,
     /// A notice of it is due; none: there was one since, it is above all thresholds, or there is nothing to give notice.
     watch: Option<WatchDescriptor>,
 }
@@ -176,7 +176,7 @@ impl Sampler {
                 self.queue.insert((now, cgroup));
                 Level::new(path, now)
             });
-            level.standing.take_if(|standing| standing.above(above) != above);
+            level.state.take_if(|state| state.above(above) != above);
             level.known = limit;
             if limit.is_some() && limit != level.limit {
                 level.missing = 0;
@@ -277,10 +277,10 @@ impl Sampler {
         self.queue.insert((level.due, cgroup));
         let sample = sample?;
         let thresholds = &self.counted.thresholds;
-        let standing = Standing::of(thresholds, sample.usage, sample.limit);
+        let state = ThresholdState::of(thresholds, sample.usage, sample.limit);
         if level.watch.is_none()
             && sample.limit != Bound::Unlimited
-            && !standing.is_above_all(thresholds)
+            && !state.is_above_all(thresholds)
             && let Some(notices) = &mut self.notices
             && let Some(file) = self.files.limit_events(&level.path)
         {
@@ -294,7 +294,7 @@ impl Sampler {
                 }
             }
         }
-        (level.standing.replace(standing) != Some(standing)).then_some(sample)
+        (level.state.replace(state) != Some(state)).then_some(sample)
     }
 }
 
@@ -309,7 +309,7 @@ impl Level {
             known: None,
             missing: 0,
             rate,
-            standing: None,
+            state: None,
             watch: None,
         }
     }

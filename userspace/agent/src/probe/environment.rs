@@ -4,6 +4,7 @@
 
 use std::{fmt, fs, path::Path};
 
+use kwitness_btf::BTF_PATH;
 use nix::sys::{
     statfs::{self, FsType},
     utsname,
@@ -11,8 +12,6 @@ use nix::sys::{
 
 use super::capability::Tracepoints;
 
-/// Where the kernel publishes its type information.
-pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// Where bpffs is mounted by convention.
 const BPFFS_PATH: &str = "/sys/fs/bpf";
 const TRACEFS_PATH: &str = "/sys/kernel/tracing";

@@ -3,11 +3,11 @@
 use std::io;
 
 use kwitness_api::causes;
-use kwitness_btf::BtfError;
+use kwitness_btf::{BTF_PATH, BtfError};
 
 use super::{
     capability::Capability,
-    environment::{BTF_PATH, BTF_REMEDY, LOCKDOWN_REMEDY, PRIVILEGES_REMEDY, TIME_NAMESPACE_REMEDY},
+    environment::{BTF_REMEDY, LOCKDOWN_REMEDY, PRIVILEGES_REMEDY, TIME_NAMESPACE_REMEDY},
     pins::Unpinned,
     report::Refusal,
 };

@@ -131,9 +131,10 @@ pub fn missing(layout: &KernelLayout, fields: &[&Field]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use kwitness_btf::BTF_PATH;
+
     use super::*;
     use crate::probe::capability::CAPABILITIES;
-    use crate::probe::environment::BTF_PATH;
 
     /// The kernel that the tests run on has everything that the programs need.
     #[test]

@@ -21,7 +21,7 @@ use aya::{
     maps::{HashMap, MapError, lpm_trie::Key, lpm_trie::LpmTrie},
 };
 use kwitness_abi::{KernelLayout, LIMIT_FILE_NAME_CAP, LimitFileName, Pattern};
-use kwitness_btf::Btf;
+use kwitness_btf::{BTF_PATH, Btf};
 use kwitness_core::model::LimitFile;
 use nix::{libc, sys::resource};
 
@@ -30,7 +30,7 @@ use super::{
     charges,
     choice::{AttachedProgram, Choice, Chooser, Links, choices, report},
     counters,
-    environment::{self, BTF_PATH, Lockdown},
+    environment::{self, Lockdown},
     error::{ProbeError, Result, error_chain},
     handover::{Meanwhile, OldPrograms, Overlap},
     layout,

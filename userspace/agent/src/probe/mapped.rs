@@ -34,7 +34,7 @@ unsafe impl Send for MappedFile {}
 unsafe impl Sync for MappedFile {}
 
 impl MappedFile {
-    /// Makes the file, which must not exist, for its owner alone. Its memory is allocated now: no write can lack it later.
+    /// Makes the file, which must not exist, for its owner alone. Its memory is allocated now: no write fails for it later.
     pub fn create(path: &Path, bytes: NonZeroUsize) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);

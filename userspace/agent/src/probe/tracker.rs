@@ -50,7 +50,7 @@ pub enum Life {
 
 /// What the kernel side is to know of a cgroup that existed before it, for [`Tracker::track`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct TrackedCgroup {
     /// Whether it has been started.
     pub life: Life,
     /// Whether it lies in, or is, a cgroup of pods.
@@ -59,7 +59,7 @@ pub struct Standing {
     pub container: Option<u64>,
 }
 
-impl Standing {
+impl TrackedCgroup {
     fn of(self, id: u64) -> Tracked {
         let Self { life, in_pods, container } = self;
         let flag = |holds: bool, flag: u32| if holds { flag } else { 0 };
@@ -174,9 +174,9 @@ impl Tracker {
     ///
     /// A scan adds a cgroup *before* it lists what is below it: then each child is either listed, or made later and tracked
     /// by the kernel side, or both.
-    pub fn track(&self, id: u64, standing: Standing) -> io::Result<bool> {
+    pub fn track(&self, id: u64, cgroup: TrackedCgroup) -> io::Result<bool> {
         let Tracking { tracked, shares, .. } = &mut *self.lock();
-        let value = standing.of(id);
+        let value = cgroup.of(id);
         match tracked.insert(id, TrackedValue(value), BPF_NOEXIST) {
             Ok(()) => {
                 shares.count(None, Some(value));
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_cgroup_is_counted_in_the_container_that_it_lies_in() {
-        let of = |container, id| Standing { life: Life::Unstarted, in_pods: true, container }.of(id);
+        let of = |container, id| TrackedCgroup { life: Life::Unstarted, in_pods: true, container }.of(id);
         let inside = TRACKED_POD | TRACKED_CONTAINED;
         assert_eq!(of(None, 7), Tracked { flags: TRACKED_POD, container: 0 });
         assert_eq!(of(Some(7), 7), Tracked { flags: inside, container: 7 }, "its own cgroup is not in it");

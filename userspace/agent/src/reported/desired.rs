@@ -84,23 +84,6 @@ fn of_cri(resources: &cri::LinuxContainerResources, source: Source, at: KernelTi
     limits
 }
 
-/// What a container should have, by the caller's own word.
-pub(crate) fn of_client(wanted: &proto::Wanted, at: KernelTime) -> Vec<Desired> {
-    use proto::wanted::{Cpu, Memory};
-    let limit = |resource, wanted| (resource, DesiredLimit { source: Source::Client, at, wanted });
-    let memory = wanted.memory.as_ref().map(|memory| match memory {
-        Memory::MemoryBytes(bytes) => Bound::At(*bytes),
-        Memory::MemoryUnlimited(_) => Bound::Unlimited,
-    });
-    let cpu = wanted.cpu.as_ref().map(|cpu| match cpu {
-        Cpu::MilliCpu(milli) => Wanted::MilliCpu(*milli),
-        // The kubelet's word for no limit.
-        Cpu::CpuUnlimited(_) => Wanted::MilliCpu(0),
-    });
-    let memory = memory.map(|bound| limit(Resource::Memory, Wanted::Memory(bound)));
-    cpu.map(|wanted| limit(Resource::Cpu, wanted)).into_iter().chain(memory).collect()
-}
-
 /// What a pod should have at least, by what one source says of all its containers; none where it does not say it of all.
 pub(crate) fn of_pod(source: Source, containers: &[Vec<Desired>]) -> Vec<Desired> {
     let all = |resource| -> Option<Vec<Wanted>> {

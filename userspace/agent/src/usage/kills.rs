@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kwitness_api::EventKind;
 use kwitness_core::model::{CgroupId, KernelTime, Subject};
 
-use crate::hub::Tapped;
+use crate::hub::JournalEvent;
 
 /// The most containers that are remembered with a kill, and without names again as many; the oldest kill gives way.
 const MAX: usize = 4096;
@@ -25,7 +25,7 @@ pub(super) struct Kills {
 
 impl Kills {
     /// Takes the journal's next event.
-    pub(super) fn take(&mut self, event: &Tapped) {
+    pub(super) fn take(&mut self, event: &JournalEvent) {
         let Some(subject) = event.subject.as_deref() else { return };
         let name = name(subject);
         if event.kind == EventKind::OomKill {

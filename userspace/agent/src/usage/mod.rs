@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
 use crate::engine::{Handle, Stopped};
-use crate::hub::{Hub, Tap};
+use crate::hub::{Hub, JournalReader};
 use kills::Kills;
 use read::{FileReader, Hierarchies};
 pub use sample::Sample;
@@ -186,7 +186,7 @@ impl Drop for Subscription {
 struct Sampler {
     shared: Arc<Shared>,
     files: FileReader,
-    tap: Option<Tap>,
+    reader: Option<JournalReader>,
     kills: Kills,
     meters: HashMap<CgroupId, Meter>,
 }
@@ -195,7 +195,7 @@ impl Sampler {
     fn new(shared: Arc<Shared>) -> Self {
         Self {
             files: FileReader::new(shared.hierarchies.clone()),
-            tap: Some(shared.hub.tap()),
+            reader: Some(shared.hub.reader()),
             kills: Kills::default(),
             meters: HashMap::new(),
             shared,
@@ -234,15 +234,15 @@ impl Sampler {
 
     /// The journal's beginning may hold many events: not on a thread that others wait for.
     async fn follow_kills(&mut self) {
-        let Some(mut tap) = self.tap.take() else { return };
+        let Some(mut reader) = self.reader.take() else { return };
         let mut kills = std::mem::take(&mut self.kills);
         let read = tokio::task::spawn_blocking(move || {
-            tap.read(|event| kills.take(event));
-            (tap, kills)
+            reader.read(|event| kills.take(event));
+            (reader, kills)
         });
         // A panic while reading is an error of ours; what was known is gone with it.
-        if let Ok((tap, kills)) = read.await {
-            (self.tap, self.kills) = (Some(tap), kills);
+        if let Ok((reader, kills)) = read.await {
+            (self.reader, self.kills) = (Some(reader), kills);
         }
     }
 }

@@ -11,7 +11,7 @@ use super::kills::Kills;
 use super::read::{Files, Outcome};
 use crate::cgroupfs::usage_files::Amount;
 use crate::clock::Clock;
-use crate::hub::Filter;
+use crate::hub::{Filter, selects};
 use crate::wire::{convert, verdicts};
 
 /// What all containers used at one time.
@@ -65,7 +65,7 @@ impl Sample {
 
     /// The containers that match.
     pub fn containers(&self, filter: &Filter) -> impl Iterator<Item = proto::ContainerUsage> {
-        let wanted = self.containers.iter().filter(|(subject, _)| filter.wants_container(subject));
+        let wanted = self.containers.iter().filter(|(subject, _)| selects(filter, subject));
         wanted.map(|(subject, usage)| proto::ContainerUsage {
             container: Some(convert::container(subject)),
             ..usage.clone()

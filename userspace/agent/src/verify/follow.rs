@@ -16,11 +16,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kwitness_core::model::{KernelTime, Requester, Verdict, VerdictScope};
+use kwitness_core::model::{KernelTime, Requester, VerdictScope};
 use tokio::time::Instant;
 
-use super::{CHANGES_SHARE, Subjects, Verifier, now};
+use super::{CHANGES_SHARE, Look, Verifier, VerifyError, now};
 use crate::engine::Stopped;
+use crate::hub::Filter;
 
 /// How long a change may take to settle. A runtime reports a request within milliseconds of the write, in a slow
 /// guest within half a second.
@@ -102,17 +103,14 @@ impl Verifier {
 
     /// Judges these limits; whether any verdict is still open.
     async fn look_at(&self, scope: &VerdictScope, deadline: Option<KernelTime>) -> Result<bool, Stopped> {
-        let subjects = Subjects::new(self.engine.subjects(scope.clone()).await?, |_| true);
-        if subjects.apps.is_empty() {
-            return Ok(false);
+        let filter = Filter::default();
+        let requester = Requester::Node;
+        let look = Look { filter: &filter, desired: &[], requester, deadline, status_age: Duration::ZERO };
+        match self.look(look, scope.clone()).await {
+            Ok(report) => Ok(report.is_open()),
+            Err(VerifyError::NoContainer) => Ok(false),
+            Err(VerifyError::Stopped(stopped)) => Err(stopped),
         }
-        let pods = !matches!(scope, VerdictScope::Container(_));
-        let sources = self.sources(&subjects, Duration::ZERO).await;
-        let targets = self.targets(&subjects.apps, &[], &sources, pods);
-        let judged = self.judge(targets, deadline, Requester::Node).await?;
-        Ok(judged.iter().any(|(_, judged)| {
-            matches!(judged.judgement.verdict, Verdict::Pending { .. } | Verdict::OverLimit { .. })
-        }))
     }
 }
 

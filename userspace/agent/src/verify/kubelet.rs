@@ -94,7 +94,7 @@ struct Data {
 #[serde(rename_all = "PascalCase")]
 struct Pod {
     container_resources: Option<HashMap<String, Option<Requirements>>>,
-    /// None where the pod has none, and with every pod of a kubelet that does not record them: one before 1.35 lacks the key, one
+    /// None where the pod has none, and with every pod of a kubelet that does not record them: one before 1.35 has no such key, one
     /// of 1.35 has `null` unless its feature gate `InPlacePodLevelResourcesVerticalScaling` is on, as it is from 1.36 on.
     pod_level_resources: Option<Requirements>,
 }

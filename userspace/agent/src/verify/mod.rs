@@ -6,6 +6,7 @@
 //!                                                         attempts to write ┘ (the engine's own memory)
 //! ```
 //!
+//! There is one such look, for a `Verify` call (`wait`) and for what the core wants judged (`follow`).
 //! Files are read on blocking threads, a source that does not answer is named, and the others are sources. A call that waits is
 //! woken by changes of its containers' limits ([`JudgeQueue`]); what no event reports (a checkpoint, the runtime's word, memory
 //! that is reclaimed) is looked at in intervals that grow with what a look costs and with how many wait. Changes nothing.
@@ -34,12 +35,11 @@ use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
 use crate::cri::Resolver;
 use crate::engine::{Handle, JudgeQueue, Stopped};
-use crate::hub::Filter;
+use crate::hub::{Filter, selects};
 use crate::kubernetes::Kubernetes;
 use crate::reported::Reported;
-use crate::reported::desired::{self, Desired};
+use crate::reported::desired::Desired;
 use kubelet::{Checkpoint, CheckpointFile};
-use kwitness_api::proto;
 use runtime::RuntimeLimits;
 use targets::Target;
 use wait::STATUS_AGE;
@@ -77,6 +77,18 @@ pub struct VerifyReport {
 impl VerifyReport {
     fn all_in_force(&self) -> bool {
         self.judged.iter().all(|(_, judged)| judged.judgement.verdict == Verdict::InForce)
+    }
+
+    /// Whether any verdict may change without a write.
+    fn is_open(&self) -> bool {
+        let is_open =
+            |verdict: &Verdict| matches!(verdict, Verdict::Pending { .. } | Verdict::OverLimit { .. });
+        self.judged.iter().any(|(_, judged)| is_open(&judged.judgement.verdict))
+    }
+
+    /// The pod of the first container.
+    fn pod(&self) -> Option<&PodUid> {
+        self.judged.iter().find_map(|(subject, _)| pod_uid(subject.as_deref()?))
     }
 
     /// The pods of which the Kubernetes API says something else than the kernel, as far as it was only watched; and what of them is
@@ -169,9 +181,21 @@ struct Sources {
 #[derive(Clone, Copy)]
 struct Look<'a> {
     filter: &'a Filter,
-    wanted: &'a proto::Wanted,
+    /// What a client desires of each of the containers.
+    desired: &'a [Desired],
+    requester: Requester,
     /// What does not agree yet may still do so until then; none: no longer.
     deadline: Option<KernelTime>,
+    /// How old the runtime's answer may be.
+    status_age: Duration,
+}
+
+impl<'a> Look<'a> {
+    /// A client's look that is the last. Where the client has no limits of its own, it finds what the node's own would.
+    fn last(filter: &'a Filter, desired: &'a [Desired], status_age: Duration) -> Self {
+        let requester = if desired.is_empty() { Requester::Node } else { Requester::Client };
+        Self { filter, desired, requester, deadline: None, status_age }
+    }
 }
 
 impl Verifier {
@@ -240,51 +264,37 @@ impl Verifier {
     pub async fn verify(
         &self,
         filter: &Filter,
-        wanted: &proto::Wanted,
+        desired: &[Desired],
         wait: Duration,
     ) -> Result<VerifyReport, VerifyError> {
-        let mut report = self.wait(filter, wanted, wait).await?;
+        let mut report = self.wait(filter, desired, wait).await?;
         if let Some(kubernetes) = &self.kubernetes {
-            let waits_for_its_own = !wait.is_zero() && is_own(wanted);
+            let waits_for_its_own = !wait.is_zero() && !desired.is_empty();
             let unconfirmed = report.unconfirmed();
             let reads = !waits_for_its_own && !unconfirmed.is_empty();
             if reads {
                 kubernetes.confirm(unconfirmed.keys().map(|pod| pod.0.clone()).collect()).await;
-                self.look_again(filter, wanted, unconfirmed, &mut report).await?;
+                self.look_again(filter, desired, unconfirmed, &mut report).await?;
             }
             report.unavailable.extend(kubernetes.unavailable(reads).map(|why| format!("kubernetes: {why}")));
         }
         Ok(report)
     }
 
-    /// Judges those that pass the filter as they are now, for good.
-    async fn look_last(&self, filter: &Filter, wanted: &proto::Wanted) -> Result<VerifyReport, VerifyError> {
-        self.look(Look { filter, wanted, deadline: None }, VerdictScope::All, Duration::ZERO).await
-    }
-
     /// Judges what was unconfirmed once more, and nothing else: its pods have been read since.
     async fn look_again(
         &self,
         filter: &Filter,
-        wanted: &proto::Wanted,
+        desired: &[Desired],
         unconfirmed: BTreeMap<PodUid, BTreeSet<VerdictScope>>,
         report: &mut VerifyReport,
     ) -> Result<(), VerifyError> {
         let mut unavailable = std::mem::take(&mut report.unavailable);
-        let mut looks = Vec::new();
-        for scope in unconfirmed.into_values().flatten() {
-            match self.look(Look { filter, wanted, deadline: None }, scope, STATUS_AGE).await {
-                Ok(newer) => {
-                    for why in &newer.unavailable {
-                        if !unavailable.contains(why) {
-                            unavailable.push(why.clone());
-                        }
-                    }
-                    looks.push(newer);
-                }
-                // It has ended meanwhile.
-                Err(VerifyError::NoContainer) => {}
-                Err(stopped) => return Err(stopped),
+        let look = Look::last(filter, desired, STATUS_AGE);
+        let looks = self.look_at_each(look, unconfirmed.into_values().flatten()).await?;
+        for why in looks.iter().flat_map(|newer| &newer.unavailable) {
+            if !unavailable.contains(why) {
+                unavailable.push(why.clone());
             }
         }
         report.renew(looks);
@@ -292,26 +302,35 @@ impl Verifier {
         Ok(())
     }
 
-    /// Judges those in the scope that pass the filter, once.
-    async fn look(
+    /// Looks at each scope in turn; one without such a container, as of what has ended meanwhile, adds nothing.
+    async fn look_at_each(
         &self,
         look: Look<'_>,
-        scope: VerdictScope,
-        status_age: Duration,
-    ) -> Result<VerifyReport, VerifyError> {
+        scopes: impl IntoIterator<Item = VerdictScope>,
+    ) -> Result<Vec<VerifyReport>, VerifyError> {
+        let mut looks = Vec::new();
+        for scope in scopes {
+            match self.look(look, scope).await {
+                Ok(newer) => looks.push(newer),
+                Err(VerifyError::NoContainer) => {}
+                Err(stopped) => return Err(stopped),
+            }
+        }
+        Ok(looks)
+    }
+
+    /// Judges those in the scope that pass the filter, once.
+    async fn look(&self, look: Look<'_>, scope: VerdictScope) -> Result<VerifyReport, VerifyError> {
         // A pod's verdict takes all its containers: one of them alone does not say what the pod needs.
         let pods = !look.filter.asks_for_containers() && !matches!(scope, VerdictScope::Container(_));
         let subjects =
-            Subjects::new(self.engine.subjects(scope).await?, |subject| look.filter.wants_container(subject));
+            Subjects::new(self.engine.subjects(scope).await?, |subject| selects(look.filter, subject));
         if subjects.apps.is_empty() {
             return Err(VerifyError::NoContainer);
         }
-        let sources = self.sources(&subjects, status_age).await;
-        let of_client = desired::of_client(look.wanted, now());
-        let targets = self.targets(&subjects.apps, &of_client, &sources, pods);
-        let is_clients = is_own(look.wanted) || look.deadline.is_some();
-        let requester = if is_clients { Requester::Client } else { Requester::Node };
-        let judged = self.judge(targets, look.deadline, requester).await?;
+        let sources = self.sources(&subjects, look.status_age).await;
+        let targets = self.targets(&subjects.apps, look.desired, &sources, pods);
+        let judged = self.judge(targets, look.deadline, look.requester).await?;
         Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable })
     }
 
@@ -394,11 +413,6 @@ impl Verifier {
         let kept = |(_, judged): &(_, Judged)| requester == Requester::Client || !is_gone(judged);
         Ok(subjects.into_iter().zip(judged).filter(kept).collect())
     }
-}
-
-/// Whether a client desires limits of its own.
-fn is_own(wanted: &proto::Wanted) -> bool {
-    wanted.memory.is_some() || wanted.cpu.is_some()
 }
 
 /// The UID of its pod: by its path, or, where pods have no cgroups of their own, by the runtime's word.

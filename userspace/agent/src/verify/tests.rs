@@ -5,20 +5,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use futures_util::future::join_all;
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    ApiFinding, ApiMissing, ApiView, Bound, CgroupId, DesiredLimit, Judgement, LevelRole, Output, PodRef,
-    QosClass, Resource, Source, Wanted,
+    ApiFinding, ApiMissing, ApiView, Bound, CgroupId, DesiredLimit, Judgement, LevelRole, Observation,
+    Output, PodRef, QosClass, Resource, Source, Wanted,
 };
 use kwitness_core::node::Node;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::wait::{PAUSE_MIN, changed};
+use super::wait::{PAUSE_MIN, changed, concerned};
 use super::*;
 use crate::config::RuntimeChoice;
 use crate::cri;
 use crate::engine::Request;
-use crate::reported::LimitReport;
-use crate::reported::Reported;
+use crate::reported::{LimitReport, Reported};
+use kwitness_api::proto;
 
 #[tokio::test(start_paused = true)]
 async fn changes_that_come_before_a_look_may_come_are_one() {
@@ -28,7 +28,8 @@ async fn changes_that_come_before_a_look_may_come_are_one() {
     let began = Instant::now();
     let after = |milliseconds| began + Duration::from_millis(milliseconds);
     queue.push(container("a"));
-    assert_eq!(changed(&mut changes, began, after(1000)).await, Some(vec![container("a")]));
+    let these = |scopes: &[VerdictScope]| Some(BTreeSet::from_iter(scopes.iter().cloned()));
+    assert_eq!(changed(&mut changes, began, after(1000)).await, these(&[container("a")]));
     assert_eq!(began.elapsed().as_millis(), PAUSE_MIN.as_millis(), "at once, if none came before");
     let pushing = async {
         for _ in 0..100 {
@@ -38,18 +39,35 @@ async fn changes_that_come_before_a_look_may_come_are_one() {
         }
     };
     let (all, ()) = tokio::join!(changed(&mut changes, after(500), after(1000)), pushing);
-    assert_eq!(all, Some(vec![container("a"), container("b")]));
+    assert_eq!(all, these(&[container("a"), container("b")]));
     assert_eq!(began.elapsed().as_millis(), 500);
     assert_eq!(changed(&mut changes, after(5000), after(1000)).await, None, "nothing changes");
     queue.push(container("a"));
-    assert_eq!(changed(&mut changes, after(5000), after(1000)).await, Some(vec![container("a")]));
+    assert_eq!(changed(&mut changes, after(5000), after(1000)).await, these(&[container("a")]));
     assert!(Instant::now() < after(1100), "no longer than the call waits");
     (0..1000).for_each(|number| queue.push(container(&number.to_string())));
-    assert_eq!(changed(&mut changes, began, after(2000)).await, Some(vec![VerdictScope::All]), "it lags");
+    assert_eq!(changed(&mut changes, began, after(2000)).await, these(&[VerdictScope::All]), "it lags");
     queue.push(container("a"));
     let many = async { (0..1000).for_each(|number| queue.push(container(&number.to_string()))) };
     let (all, ()) = tokio::join!(changed(&mut changes, began, after(2000)), many);
-    assert_eq!(all, Some(vec![VerdictScope::All]), "likewise, once the first has come");
+    assert_eq!(all, these(&[VerdictScope::All]), "likewise, once the first has come");
+}
+
+#[test]
+fn a_call_about_one_container_looks_at_no_other_when_limits_change() {
+    use VerdictScope::{All, Container, Pod};
+    let container = |id: &str| Container(ContainerId(id.into()));
+    let pod = |uid: &str| PodUid(uid.into());
+    let (own, its_pod) = (container("a"), pod("u"));
+    let after = |changed: &[VerdictScope]| {
+        concerned(&own, Some(&its_pod), changed.iter().cloned().collect()).into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(after(&[container("b"), Pod(pod("v"))]), []);
+    for changed in [container("a"), Pod(pod("u")), All] {
+        assert_eq!(after(&[container("b"), changed]), std::slice::from_ref(&own));
+    }
+    let changed = BTreeSet::from([container("b"), Pod(pod("v"))]);
+    assert_eq!(concerned(&All, None, changed.clone()), changed);
 }
 
 #[test]
@@ -135,7 +153,10 @@ fn slow_engine(
                     answer.send(subjects.iter().map(running).collect()).unwrap();
                 }
                 Request::Judge(evidence, answer) => {
-                    let judged = evidence.iter().map(|of| node.judge(of, &mut Output::default())).collect();
+                    let observe = |of| {
+                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
+                    };
+                    let judged = evidence.into_iter().map(observe).collect();
                     answer.send(judged).unwrap();
                 }
                 other => panic!("{other:?}"),
@@ -190,14 +211,19 @@ async fn a_thousand_calls_that_wait_take_a_tenth_of_the_engine_at_most() {
     let verifier =
         Verifier::new(cgroups, engine, queue, resolver, tree.path().to_owned(), Reported::default());
     // It never comes: there is no such file.
-    let wanted = proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(4096)), cpu: None };
+    let desired = [memory_by(Source::Client, 4096)];
     let filter = Filter::default();
     let began = Instant::now();
-    let reports = join_all((0..CALLS).map(|_| verifier.verify(&filter, &wanted, WAIT))).await;
+    let reports = join_all((0..CALLS).map(|_| verifier.verify(&filter, &desired, WAIT))).await;
     assert!(reports.iter().all(|report| !report.as_ref().unwrap().all_in_force()));
     assert!(began.elapsed() >= WAIT, "they wait");
     let busy = TAKES * served.load(Ordering::Relaxed);
     assert!(busy <= began.elapsed() / 10, "{busy:?} of {:?}", began.elapsed());
+}
+
+fn memory_by(source: Source, bytes: u64) -> Desired {
+    let wanted = Wanted::Memory(Bound::At(bytes));
+    (Resource::Memory, DesiredLimit { source, at: KernelTime(1), wanted })
 }
 
 /// A container of the pod `u`, by its name.
@@ -235,16 +261,11 @@ async fn a_pods_sum_counts_each_of_its_containers_once_and_none_that_has_ended()
     use State::{Created, Running, Stopped};
     let tree = tempfile::tempdir().unwrap();
     let verifier = verifier(tree.path(), Handle::new().0);
-    let bytes = |bytes| DesiredLimit {
-        source: Source::Runtime,
-        at: KernelTime(1),
-        wanted: Wanted::Memory(Bound::At(bytes)),
-    };
     let sum = |apps: &[(u64, &str, State)]| {
         let apps: Vec<App> =
             apps.iter().map(|(number, name, state)| (member(*number, name), *state)).collect();
         let desired = |(subject, _): &App| {
-            let desired: Arc<[_]> = [(Resource::Memory, bytes(64))].into();
+            let desired: Arc<[_]> = [memory_by(Source::Runtime, 64)].into();
             (subject.container_id.clone(), desired)
         };
         let sources = Sources { runtime: apps.iter().map(desired).collect(), ..Sources::default() };
@@ -282,9 +303,47 @@ async fn only_what_was_unconfirmed_is_judged_again() {
         answer.send(Vec::new()).unwrap();
         scope
     };
-    let (filter, wanted) = (Filter::default(), proto::Wanted::default());
-    let (looked, scope) = tokio::join!(verifier.look_again(&filter, &wanted, again, &mut report), serve);
+    let filter = Filter::default();
+    let (looked, scope) = tokio::join!(verifier.look_again(&filter, &[], again, &mut report), serve);
     looked.unwrap();
     assert_eq!((scope, report.judged.len()), (VerdictScope::Pod(pod), 2));
     assert_eq!(report.unavailable, ["runtime: why"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_names_one_container_requests_no_other_however_long_it_waits() {
+    let tree = tempfile::tempdir().unwrap();
+    let (engine, mut requests) = Handle::new();
+    let verifier = verifier(tree.path(), engine);
+    let subject = member(7, "app");
+    let id = subject.container_id.clone();
+    let filter = proto::Filter { containers: vec![id.0.to_string()], ..Default::default() };
+    let filter = Filter::try_from(filter).unwrap();
+    let serving = tokio::spawn(async move {
+        let mut node = Node::new(Bounds::default());
+        let mut looks = 0;
+        while let Some(request) = requests.recv().await {
+            match request {
+                Request::Subjects(scope, answer) => {
+                    assert_eq!(scope, VerdictScope::Container(id.clone()));
+                    looks += 1;
+                    answer.send(vec![(Arc::clone(&subject), State::Running)]).unwrap();
+                }
+                Request::Judge(evidence, answer) => {
+                    let observe = |of| {
+                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
+                    };
+                    answer.send(evidence.into_iter().map(observe).collect()).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        looks
+    });
+    let desired = [memory_by(Source::Client, 4096)];
+    let report = verifier.verify(&filter, &desired, Duration::from_secs(2)).await.unwrap();
+    assert_eq!(report.judged.len(), 1);
+    drop(verifier);
+    let looks = serving.await.unwrap();
+    assert!(looks >= 2, "at first and for good: {looks}");
 }

@@ -5,14 +5,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use kwitness_core::model::{KernelTime, VerdictScope};
+use kwitness_core::model::{KernelTime, PodUid, Requester, VerdictScope};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::Instant;
 
 use super::{CHANGES_SHARE, Look, Verifier, VerifyError, VerifyReport, now};
-use crate::hub::Filter;
-use kwitness_api::proto;
+use crate::hub::{Filter, scope_of};
+use crate::reported::desired::Desired;
 
 /// Between two looks of a call that waits, at least: changes that follow each other fast are one.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(2);
@@ -24,59 +24,71 @@ const RECHECK_SHARE: u32 = 20;
 pub(super) const STATUS_AGE: Duration = Duration::from_millis(250);
 
 impl Verifier {
-    /// Waits until all are in force, or so long.
+    /// Waits until all are in force, or so long; the last look is for good.
     pub(super) async fn wait(
         &self,
         filter: &Filter,
-        wanted: &proto::Wanted,
+        desired: &[Desired],
         wait: Duration,
     ) -> Result<VerifyReport, VerifyError> {
+        let scope = scope_of(filter);
+        let last = Look::last(filter, desired, Duration::ZERO);
+        if wait.is_zero() {
+            return self.look(last, scope).await;
+        }
         let until = Instant::now() + wait;
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
         let deadline = Some(KernelTime(now().0.saturating_add(nanos)));
-        if wait.is_zero() {
-            return self.look_last(filter, wanted).await;
-        }
+        let look = Look { requester: Requester::Client, deadline, status_age: STATUS_AGE, ..last };
         let mut changes = self.queue.changes();
-        let look = Look { filter, wanted, deadline };
         let began = Instant::now();
-        let mut report = self.look(look, VerdictScope::All, STATUS_AGE).await?;
+        let mut report = self.look(look, scope.clone()).await?;
         let mut cost = began.elapsed();
         // No look after an event comes before.
         let mut earliest = Instant::now();
-        while !report.all_in_force() && Instant::now() < until {
+        while !report.all_in_force() {
+            if Instant::now() >= until {
+                return self.look(last, scope).await;
+            }
             let waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
             let pause = RECHECK_MIN.max(cost.saturating_mul(RECHECK_SHARE).saturating_mul(waiting));
             let recheck = Instant::now() + pause;
-            match changed(&mut changes, earliest, recheck.min(until)).await {
-                None if Instant::now() >= until => break,
+            let changed = changed(&mut changes, earliest, recheck.min(until)).await;
+            let began = Instant::now();
+            match changed {
+                None if began >= until => {}
                 None => {
-                    let began = Instant::now();
-                    report = self.look(look, VerdictScope::All, STATUS_AGE).await?;
+                    report = self.look(look, scope.clone()).await?;
                     cost = began.elapsed();
                 }
-                Some(scopes) => {
-                    let began = Instant::now();
-                    let mut looks = Vec::with_capacity(scopes.len());
-                    for scope in scopes {
-                        match self.look(look, scope, STATUS_AGE).await {
-                            Ok(newer) => looks.push(newer),
-                            // Not of these containers.
-                            Err(VerifyError::NoContainer) => {}
-                            Err(stopped) => return Err(stopped),
-                        }
-                    }
-                    report.renew(looks);
+                Some(changed) => {
+                    let changed = concerned(&scope, report.pod(), changed);
+                    report.renew(self.look_at_each(look, changed).await?);
                     earliest = Instant::now()
                         + began.elapsed().saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
                 }
             }
         }
-        if report.all_in_force() {
-            return Ok(report);
-        }
-        self.look_last(filter, wanted).await
+        Ok(report)
     }
+}
+
+/// What a call of that scope, about that pod if it is one container's, looks at after these changes.
+pub(super) fn concerned(
+    scope: &VerdictScope,
+    pod: Option<&PodUid>,
+    changed: BTreeSet<VerdictScope>,
+) -> BTreeSet<VerdictScope> {
+    if *scope == VerdictScope::All {
+        return changed;
+    }
+    let concerns = |of: &VerdictScope| match of {
+        VerdictScope::Container(_) => of == scope,
+        // A level above its own bounds it, too.
+        VerdictScope::Pod(uid) => pod.is_none_or(|pod| pod == uid),
+        VerdictScope::All => true,
+    };
+    changed.iter().any(concerns).then(|| scope.clone()).into_iter().collect()
 }
 
 /// The scopes that change until then, all of those that change at the same time or before a look may come; none: nothing does.
@@ -84,8 +96,8 @@ pub(super) async fn changed(
     changes: &mut broadcast::Receiver<VerdictScope>,
     earliest: Instant,
     until: Instant,
-) -> Option<Vec<VerdictScope>> {
-    let all = || Some(vec![VerdictScope::All]);
+) -> Option<BTreeSet<VerdictScope>> {
+    let all = || Some(BTreeSet::from([VerdictScope::All]));
     let first = match tokio::time::timeout_at(until, changes.recv()).await {
         Ok(Ok(scope)) => scope,
         Ok(Err(RecvError::Lagged(_))) => return all(),
@@ -104,5 +116,5 @@ pub(super) async fn changed(
             Err(TryRecvError::Empty | TryRecvError::Closed) => break,
         }
     }
-    if scopes.contains(&VerdictScope::All) { all() } else { Some(scopes.into_iter().collect()) }
+    if scopes.contains(&VerdictScope::All) { all() } else { Some(scopes) }
 }

@@ -7,11 +7,12 @@ use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::filter::{wants_container, wants_event};
+use super::filter::{wants_container, wants_event, wants_pod};
 use super::state::State;
 use super::write::parts;
 use super::{At, Error, Header, Line, Lines, Part};
 use crate::client::Item;
+use crate::filter::Filter;
 use crate::{EventKind, Timestamp, proto};
 
 /// As many events as the daemon sends at once.
@@ -149,7 +150,8 @@ impl Recording {
                 self.names.name(container);
             }
         }
-        containers.retain(|state| state.container.as_ref().is_some_and(|of| wants_container(filter, of)));
+        let filter = Filter::unbounded(filter.clone());
+        containers.retain(|state| state.container.as_ref().is_some_and(|of| wants_container(&filter, of)));
         let path = |state: &proto::ContainerState| state.container.as_ref().map(|of| of.cgroup_path.clone());
         containers.sort_by_cached_key(path);
         proto::ListResponse { position: self.state.position.clone(), containers }
@@ -166,7 +168,7 @@ impl Recording {
                 "a recording can neither wait, nor prove, nor compare with other limits",
             ));
         }
-        let filter = request.filter.clone().unwrap_or_default();
+        let filter = Filter::unbounded(request.filter.clone().unwrap_or_default());
         let mut verdicts: Vec<_> = self.state.verdicts.values().cloned().collect();
         for of in &mut verdicts {
             if let Some(container) = &mut of.container {
@@ -179,14 +181,11 @@ impl Recording {
             }
         }
         verdicts.retain(|of| {
-            let pod = of.verdict.as_ref().and_then(|of| of.cgroup.as_ref()).and_then(|of| of.pod.clone());
+            let cgroup = of.verdict.as_ref().and_then(|of| of.cgroup.as_ref());
             match &of.container {
                 Some(container) => wants_container(&filter, container),
                 // A pod's own limits.
-                None => {
-                    filter.containers.is_empty()
-                        && wants_container(&filter, &proto::Container { pod, ..Default::default() })
-                }
+                None => wants_pod(&filter, cgroup.and_then(|of| of.pod.as_ref())),
             }
         });
         let path = |of: &proto::VerdictOf| {
@@ -265,6 +264,7 @@ impl Recording {
             parts: self.parts.to_vec().into(),
             lines: None,
             left: (request.limit > 0).then_some(request.limit),
+            filter: Filter::unbounded(request.filter.clone().unwrap_or_default()),
             request,
         }
     }
@@ -314,6 +314,7 @@ pub struct Replay {
     lines: Option<Lines>,
     /// How many events may follow.
     left: Option<u32>,
+    filter: Filter,
     request: proto::WatchRequest,
 }
 
@@ -339,7 +340,7 @@ impl Replay {
     }
 
     fn wants(&self, event: &proto::Event) -> bool {
-        let proto::WatchRequest { filter, after, since, until, .. } = &self.request;
+        let proto::WatchRequest { after, since, until, .. } = &self.request;
         let is_in = |time: Timestamp| {
             since.is_none_or(|since| time >= since)
                 && until.is_none_or(|until| time <= until)
@@ -350,7 +351,7 @@ impl Replay {
         };
         event.time.is_none_or(is_in)
             && !event.position.as_ref().is_some_and(is_before)
-            && filter.as_ref().is_none_or(|filter| wants_event(filter, event))
+            && wants_event(&self.filter, event)
     }
 
     fn line(&mut self) -> Result<Option<Line>, Error> {

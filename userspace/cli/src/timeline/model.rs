@@ -34,7 +34,7 @@ pub struct Timeline {
     pub from: Micros,
     pub to: Micros,
     /// Wall-clock time minus `CLOCK_BOOTTIME`, in nanoseconds, at the last event: what a kernel trace is aligned by. None: something
-    /// was in an earlier boot, which that clock cannot tell.
+    /// was in an earlier boot, of which that clock says nothing.
     #[serde(skip)]
     pub boot_offset: Option<i64>,
     /// The page's questions.

@@ -214,9 +214,9 @@ fn what_another_boot_had_by_the_same_ids_is_something_else() {
     assert_eq!(containers.len(), 2);
     assert!(containers.iter().all(|track| track.lanes.len() == 5), "one life each: {containers:?}");
     assert_eq!(timeline.tracks.iter().filter(|track| track.name == "(pod)").count(), 2);
-    assert_eq!(timeline.boot_offset, None, "the last boot's clock does not tell the time of the first");
+    assert_eq!(timeline.boot_offset, None, "the last boot's clock does not give the time of the first");
 
-    // Nobody has written that limit in this boot.
+    // No process has written that limit in this boot.
     let mut events = incident("app");
     events.push(rebooted(killed(2000, "app")));
     let timeline = Timeline::new("prod/web-0".into(), "node-1".into(), &events, &[], times());

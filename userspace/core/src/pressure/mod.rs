@@ -28,7 +28,7 @@ use crate::model::{
     MemoryCharge, MemorySample, MemorySamples, Output, Pressure, Thresholds,
 };
 use crate::usage::{elapsed, rate};
-use sampling::Standing;
+use sampling::ThresholdState;
 
 /// One more event is in a level's budget each time so many nanoseconds have passed.
 const REFILL: u64 = 1_000_000_000;
@@ -138,7 +138,7 @@ impl PressureTracker {
         };
         let before = self.above(sample.cgroup);
         let Self { thresholds, levels, counters } = self;
-        let above = Standing::of(thresholds, sample.usage, sample.limit).above(above);
+        let above = ThresholdState::of(thresholds, sample.usage, sample.limit).above(above);
         if above == 0 && suppressed == 0 && !levels.contains_key(&sample.cgroup) {
             return;
         }

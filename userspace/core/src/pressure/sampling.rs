@@ -71,14 +71,14 @@ pub fn interval(thresholds: &Thresholds, usage: u64, limit: Bound, fill_rate: Op
 /// How a sample stands towards the thresholds: all of it that decides what is reported. Of two samples in a row that stand the same,
 /// the second makes no event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct ThresholdState {
     /// Thresholds that usage is at or above.
     reached: usize,
     /// Thresholds that usage has not fallen below by the hysteresis: no fewer.
     kept: usize,
 }
 
-impl Standing {
+impl ThresholdState {
     /// That of usage of a limit.
     pub fn of(thresholds: &Thresholds, usage: u64, limit: Bound) -> Self {
         let Bound::At(limit) = limit else { return Self { reached: 0, kept: 0 } };

@@ -136,27 +136,18 @@ impl VerdictTracker {
         verdicts
     }
 
-    /// Whether an observation says anything of verdicts.
+    /// Whether an observation that is no evidence says anything of verdicts.
     pub fn concerns(observation: &Observation) -> bool {
         match observation {
-            Observation::Evidence(_) | Observation::Scan(_) => true,
+            Observation::Scan(_) => true,
             Observation::Kernel(event) => matches!(event.fact, Fact::Release | Fact::OomKill(_)),
             _ => false,
         }
     }
 
-    /// Takes one observation, before the lifecycle has; appends the verdict if it is another than the last.
-    pub fn observe(
-        &mut self,
-        observation: &Observation,
-        limits: &LimitTracker,
-        index: &impl CgroupIndex,
-        output: &mut Output,
-    ) {
+    /// Takes one observation that is no evidence, before the lifecycle has.
+    pub fn observe(&mut self, observation: &Observation, index: &impl CgroupIndex) {
         match observation {
-            Observation::Evidence(evidence) => {
-                self.judge(evidence, limits, index, output);
-            }
             Observation::Scan(_) => {
                 let exists = |id: &CgroupId| index.info(*id).is_some_and(|info| info.exists);
                 self.history.retain(|id, _| exists(id));

@@ -1,4 +1,4 @@
-//! Deaths whose cause is easily mistaken: by whose limit, and whether for a lack of memory at all.
+//! Deaths that are easily attributed wrongly: which limit was reached, and whether the process was OOM-killed at all.
 
 use crate::common::*;
 use kwitness_core::model::{CgroupId, ExitStatus, Fact, OomScope, TaskInfo};

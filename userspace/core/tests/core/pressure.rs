@@ -11,7 +11,7 @@ use kwitness_core::model::{
     MemoryCharge, MemorySample, MemorySamples, Output, Pressure, Thresholds,
 };
 use kwitness_core::pressure::PressureTracker;
-use kwitness_core::pressure::sampling::{CALM, FillRate, LONGEST, SHORTEST, Standing, interval};
+use kwitness_core::pressure::sampling::{CALM, FillRate, LONGEST, SHORTEST, ThresholdState, interval};
 use proptest::prelude::*;
 
 const LIMIT: u64 = 1000;
@@ -446,8 +446,8 @@ proptest! {
         let (mut all, mut some) = (Test::new(), Test::new());
         let mut last = None;
         for usage in usages {
-            let standing = Standing::of(&some.thresholds, usage, Bound::At(LIMIT));
-            let is_same = last.replace(standing) == Some(standing);
+            let state = ThresholdState::of(&some.thresholds, usage, Bound::At(LIMIT));
+            let is_same = last.replace(state) == Some(state);
             let crossings = if is_same { Vec::new() } else { some.crossed(usage) };
             prop_assert_eq!(all.crossed(usage), crossings);
         }
@@ -455,8 +455,8 @@ proptest! {
 
     #[test]
     fn usage_of_any_limit_stands_somewhere(usage in any::<u64>(), limit in any::<u64>(), before in 0..=3_usize) {
-        let standing = Standing::of(&Thresholds::default(), usage, Bound::At(limit));
-        prop_assert!(standing.above(before) <= 3);
+        let state = ThresholdState::of(&Thresholds::default(), usage, Bound::At(limit));
+        prop_assert!(state.above(before) <= 3);
     }
 
     #[test]

@@ -60,10 +60,10 @@ pub async fn post_all(
     pending: Pending,
     shared: Arc<Shared>,
 ) {
-    let mut standing = Standing::default();
+    let mut server = ServerHealth::default();
     while let Some(post) = posts.recv().await {
         let _answered = pending.answer();
-        post_one(&client, post, &node, &shared.counters, &mut standing).await;
+        post_one(&client, post, &node, &shared.counters, &mut server).await;
     }
 }
 
@@ -73,7 +73,7 @@ async fn post_one(
     post: Post,
     node: &str,
     counters: &Counters,
-    standing: &mut Standing,
+    server: &mut ServerHealth,
 ) {
     let api = Api::<Event>::namespaced(client.clone(), &post.notice.namespace);
     let (namespace, pod) = (post.notice.namespace.clone(), post.notice.pod.clone());
@@ -84,18 +84,18 @@ async fn post_one(
         let (error, asked, is_final) = match create(&api, &event).await {
             Answer::Created => {
                 counters.kubernetes_created.count();
-                return standing.works(&namespace);
+                return server.works(&namespace);
             }
             Answer::Existing => {
                 counters.kubernetes_existing.count();
-                return standing.works(&namespace);
+                return server.works(&namespace);
             }
             Answer::Gone => return counters.kubernetes_skipped.count(),
-            Answer::Denied(error) => (error, Duration::ZERO, standing.is_denied(&namespace, Instant::now())),
+            Answer::Denied(error) => (error, Duration::ZERO, server.is_denied(&namespace, Instant::now())),
             Answer::Refused(error) => (error, Duration::ZERO, true),
             Answer::Failed(error, asked) => (error, asked, false),
         };
-        standing.warn(&error, &namespace, &pod);
+        server.warn(&error, &namespace, &pod);
         if is_final {
             return counters.kubernetes_refused.count();
         }
@@ -162,7 +162,7 @@ fn judge(created: Result<Event, kube::Error>) -> Answer {
 
 /// How it stands with the API server.
 #[derive(Default)]
-struct Standing {
+struct ServerHealth {
     /// What was logged, which is once.
     error: String,
     /// Since when it denies, and has taken nothing.
@@ -171,7 +171,7 @@ struct Standing {
     denied_in: HashMap<String, Instant>,
 }
 
-impl Standing {
+impl ServerHealth {
     fn works(&mut self, namespace: &str) {
         if !std::mem::take(&mut self.error).is_empty() {
             tracing::info!("the API server takes Kubernetes Events again");
@@ -333,20 +333,20 @@ mod tests {
 
     #[test]
     fn denials_are_believed_after_a_while() {
-        let (mut standing, start) = (Standing::default(), Instant::now());
+        let (mut server, start) = (ServerHealth::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let limit = DENIED_FOR.as_secs();
-        assert!(!standing.is_denied("a", at(0)));
-        assert!(!standing.is_denied("b", at(limit - 1)));
-        assert!(standing.is_denied("b", at(limit)), "it has denied everything since");
-        standing.works("b");
-        assert!(standing.is_denied("a", at(limit)), "and everything here");
-        assert!(!standing.is_denied("b", at(limit)));
+        assert!(!server.is_denied("a", at(0)));
+        assert!(!server.is_denied("b", at(limit - 1)));
+        assert!(server.is_denied("b", at(limit)), "it has denied everything since");
+        server.works("b");
+        assert!(server.is_denied("a", at(limit)), "and everything here");
+        assert!(!server.is_denied("b", at(limit)));
         for namespace in 0..DENIED_MAX {
-            standing.works("b");
-            assert!(!standing.is_denied(&namespace.to_string(), at(limit)));
+            server.works("b");
+            assert!(!server.is_denied(&namespace.to_string(), at(limit)));
         }
-        assert!(standing.denied_in.len() <= DENIED_MAX);
+        assert!(server.denied_in.len() <= DENIED_MAX);
     }
 
     #[tokio::test]
@@ -379,7 +379,7 @@ mod tests {
         let client = kube::Client::new(service, "default");
         post_all(client.clone(), "n".to_owned(), receiver, pending.clone(), Arc::clone(&shared)).await;
         let old = Post { notice: old, series: None };
-        post_one(&client, old, "n", &shared.counters, &mut Standing::default()).await;
+        post_one(&client, old, "n", &shared.counters, &mut ServerHealth::default()).await;
         let Shared { counters, .. } = &*shared;
         let counted = [
             &counters.kubernetes_failed,

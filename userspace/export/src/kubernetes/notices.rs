@@ -35,7 +35,7 @@ const SUBDOMAIN_BYTES: usize = 253;
 /// What a Kubernetes Event is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// Whether someone has to look at it.
+    /// Whether it needs attention.
     pub is_warning: bool,
     /// Why, in one word.
     pub reason: &'static str,

@@ -16,13 +16,13 @@ const CAPACITY: usize = 65_536;
 struct Set<'a> {
     tracked: Mutex<BTreeSet<u64>>,
     above: Mutex<BTreeSet<u64>>,
-    places: Mutex<BTreeMap<CgroupId, Place>>,
+    ancestries: Mutex<BTreeMap<CgroupId, Ancestry>>,
     before: Option<&'a (dyn Fn(CgroupId) + Sync)>,
 }
 
 impl Track for Set<'_> {
-    fn track(&self, id: CgroupId, place: Place) -> io::Result<bool> {
-        self.places.lock().unwrap().insert(id, place);
+    fn track(&self, id: CgroupId, ancestry: Ancestry) -> io::Result<bool> {
+        self.ancestries.lock().unwrap().insert(id, ancestry);
         self.before.iter().for_each(|before| before(id));
         Ok(self.tracked.lock().unwrap().insert(id.0))
     }
@@ -225,23 +225,23 @@ fn the_kernel_side_learns_whose_a_cgroup_is() {
     let set = Set::default();
     let roots = Roots::trusting(&["docker-"], own_uid());
     scan(&CgroupFs::at(root.path()), &roots, &set, CAPACITY, ScanReason::Initial).unwrap();
-    let places = set.places.into_inner().unwrap();
+    let ancestries = set.ancestries.into_inner().unwrap();
     let id = |path: &str| CgroupId(ino(&root.path().join(path)));
-    let place = |path: &str| {
-        let place = places[&id(path)];
-        (place.in_pods, place.within.container())
+    let ancestry = |path: &str| {
+        let ancestry = ancestries[&id(path)];
+        (ancestry.in_pods, ancestry.within.container())
     };
-    assert_eq!(place("kubepods"), (true, None));
-    assert_eq!(place(&pod), (true, None));
+    assert_eq!(ancestry("kubepods"), (true, None));
+    assert_eq!(ancestry(&pod), (true, None));
     let container = id(&format!("{pod}/{first}"));
-    assert_eq!(place(&format!("{pod}/{first}")), (true, Some(container)));
-    assert_eq!(place(&inner), (true, Some(container)), "what lies in it is the container's");
+    assert_eq!(ancestry(&format!("{pod}/{first}")), (true, Some(container)));
+    assert_eq!(ancestry(&inner), (true, Some(container)), "what lies in it is the container's");
     let scope = format!("docker-{node}.scope");
-    assert_eq!(place(&scope), (false, Some(id(&scope))));
-    assert_eq!(place(&format!("{scope}/kubelet")), (false, Some(id(&scope))));
-    assert_eq!(place(&format!("{scope}/kubelet/{pod}")), (true, Some(id(&scope))));
+    assert_eq!(ancestry(&scope), (false, Some(id(&scope))));
+    assert_eq!(ancestry(&format!("{scope}/kubelet")), (false, Some(id(&scope))));
+    assert_eq!(ancestry(&format!("{scope}/kubelet/{pod}")), (true, Some(id(&scope))));
     let container = id(&format!("{scope}/kubelet/{pod}/{first}"));
-    assert_eq!(place(&plain), (true, Some(container)), "a pod in a node in a container is a pod");
+    assert_eq!(ancestry(&plain), (true, Some(container)), "a pod in a node in a container is a pod");
 }
 
 #[test]

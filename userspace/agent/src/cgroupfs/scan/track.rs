@@ -4,13 +4,13 @@ use std::io;
 
 use kwitness_core::model::CgroupId;
 
-use super::Place;
-use crate::probe::{Life, Listed, Standing, Tracker};
+use super::Ancestry;
+use crate::probe::{Life, Listed, TrackedCgroup, Tracker};
 
 /// Where the walk adds the cgroups that are to be tracked.
 pub trait Track {
     /// Adds a cgroup, which lies where that says; whether it was not there before.
-    fn track(&self, id: CgroupId, place: Place) -> io::Result<bool>;
+    fn track(&self, id: CgroupId, ancestry: Ancestry) -> io::Result<bool>;
     /// Whether a cgroup is there.
     fn is_tracked(&self, id: CgroupId) -> bool;
     /// Takes out one that was added and is gone.
@@ -22,10 +22,10 @@ pub trait Track {
 }
 
 impl Track for Tracker {
-    fn track(&self, id: CgroupId, Place { in_pods, within }: Place) -> io::Result<bool> {
+    fn track(&self, id: CgroupId, Ancestry { in_pods, within }: Ancestry) -> io::Result<bool> {
         let container = within.container().map(|container| container.0);
         // Whether it has been started, the core infers from its processes: nothing rests on the kernel side's mark.
-        Tracker::track(self, id.0, Standing { life: Life::Unstarted, in_pods, container })
+        Tracker::track(self, id.0, TrackedCgroup { life: Life::Unstarted, in_pods, container })
     }
 
     fn is_tracked(&self, id: CgroupId) -> bool {
@@ -60,8 +60,8 @@ impl<'a, T: Track> Missing<'a, T> {
 }
 
 impl<T: Track> Track for Missing<'_, T> {
-    fn track(&self, id: CgroupId, place: Place) -> io::Result<bool> {
-        if self.listed.tracked.contains(&id.0) { Ok(false) } else { self.track.track(id, place) }
+    fn track(&self, id: CgroupId, ancestry: Ancestry) -> io::Result<bool> {
+        if self.listed.tracked.contains(&id.0) { Ok(false) } else { self.track.track(id, ancestry) }
     }
 
     fn is_tracked(&self, id: CgroupId) -> bool {
@@ -85,7 +85,7 @@ impl<T: Track> Track for Missing<'_, T> {
 pub(super) struct TrackNothing;
 
 impl Track for TrackNothing {
-    fn track(&self, _: CgroupId, _: Place) -> io::Result<bool> {
+    fn track(&self, _: CgroupId, _: Ancestry) -> io::Result<bool> {
         Ok(false)
     }
 

@@ -15,7 +15,7 @@ use crate::probe::mapped::MappedFile;
 
 /// What a segment begins with; its last digit is the format's version.
 pub(super) const MAGIC: [u8; 8] = *b"kwledg03";
-/// What one may begin with that is read: version 2 lacks what clients report of limits.
+/// What one may begin with that is read: version 2 does not have what clients report of limits.
 pub(super) const READABLE: [[u8; 8]; 2] = [*b"kwledg02", MAGIC];
 /// Where the number of bytes that count stands, and where the entries begin.
 pub(super) const COMMITTED: usize = 8;

@@ -26,7 +26,7 @@ pub(crate) struct Memory {
     #[serde(skip)]
     pub(in crate::engine) seen: Seen,
     pub(in crate::engine) asked: Asked,
-    /// The ledger of an earlier release lacks it.
+    /// Missing in the ledger of an earlier release.
     #[serde(default = "nothing_reported")]
     pub(crate) reported: Reported,
     /// The last record that was taken from a ring, if it may be there still.

@@ -171,7 +171,9 @@ impl Replay {
             }
             Tag::Account => {
                 let Accounted { observations, seen } = parse(path, payload)?;
-                observations.into_iter().for_each(|observation| memory.node.observe(observation, output));
+                for observation in observations {
+                    memory.node.observe(observation, output);
+                }
                 memory.seen = seen;
             }
             Tag::Report => drop(memory.reported.take(parse(path, payload)?)),

@@ -2,8 +2,8 @@
 
 use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    ApiComparison, ApiDisagreementKind, ContainerId, Judged, NotCompared, Output, PodRef, PodUid, QosClass,
-    Subject, Verdict,
+    ApiComparison, ApiDisagreementKind, Bound, ContainerId, DesiredLimit, Judged, KernelTime, NotCompared,
+    Observation, Output, PodRef, PodUid, QosClass, Source, Subject, Verdict, Wanted,
 };
 use kwitness_core::node::Node;
 
@@ -49,7 +49,10 @@ async fn verify_within(wait: Duration, source: &Kubernetes) -> VerifyReport {
                     answer.send(vec![(subject.clone(), kwitness_core::model::State::Running)]).unwrap()
                 }
                 Request::Judge(evidence, answer) => {
-                    let judged = evidence.iter().map(|of| node.judge(of, &mut Output::default())).collect();
+                    let observe = |of| {
+                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
+                    };
+                    let judged = evidence.into_iter().map(observe).collect();
                     answer.send(judged).unwrap();
                 }
                 other => panic!("{other:?}"),
@@ -60,8 +63,9 @@ async fn verify_within(wait: Duration, source: &Kubernetes) -> VerifyReport {
     let (queue, kubelet) = (JudgeQueue::default(), tree.path().to_owned());
     let verifier = Verifier::new(cgroups, engine, queue, resolver, kubelet, Reported::default());
     let verifier = verifier.with_kubernetes(Some(source.clone()));
-    let wanted = proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(FILE)), cpu: None };
-    verifier.verify(&Filter::default(), &wanted, wait).await.unwrap()
+    let wanted = Wanted::Memory(Bound::At(FILE));
+    let desired = DesiredLimit { source: Source::Client, at: KernelTime(1), wanted };
+    verifier.verify(&Filter::default(), &[(Resource::Memory, desired)], wait).await.unwrap()
 }
 
 fn memory(report: &VerifyReport) -> &Judged {

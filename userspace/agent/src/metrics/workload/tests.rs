@@ -6,7 +6,7 @@ use kwitness_service::metrics::Format;
 
 use super::*;
 use crate::hub::testing::{clock, container, created, facts, hub, stopped, subject, updated};
-use crate::hub::{Hub, Tap, Writer};
+use crate::hub::{Hub, JournalReader, Writer};
 use kwitness_core::model::{
     Basis, Caller, Event, Judged, Judgement, Kind, LevelRole, OomExhausted, OomKilled, ProcKey, Process,
     Reading, Role, RuntimeFacts, Verdict,
@@ -18,7 +18,7 @@ const ALL: Labels = Labels { namespace: true, pod: true, container: true };
 struct Fixture {
     _hub: Arc<Hub>,
     writer: Writer,
-    tap: Tap,
+    reader: JournalReader,
     workload: Workload,
     now: Instant,
 }
@@ -26,14 +26,14 @@ struct Fixture {
 impl Fixture {
     fn new(labels: Labels) -> Self {
         let (hub, writer) = hub(1 << 16);
-        let tap = hub.tap();
-        Self { _hub: hub, writer, tap, workload: Workload::new(labels), now: Instant::now() }
+        let reader = hub.reader();
+        Self { _hub: hub, writer, reader, workload: Workload::new(labels), now: Instant::now() }
     }
 
     fn happen(&mut self, events: impl IntoIterator<Item = Event>) {
         self.writer.append(events, clock());
-        let Self { tap, workload, now, .. } = self;
-        assert_eq!(tap.read(|event| workload.take(event, *now)), 0);
+        let Self { reader, workload, now, .. } = self;
+        assert_eq!(reader.read(|event| workload.take(event, *now)), 0);
     }
 
     fn later(&mut self, after: Duration) {

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::layout::RECORD_DIGITS;
 use super::*;
+use crate::private::Foreign;
 use crate::probe::object::OBJECT;
 
 fn set(directory: &Path, name: &str) -> PathBuf {

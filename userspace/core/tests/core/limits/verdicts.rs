@@ -50,7 +50,12 @@ fn oom_kill(at: u64) -> Observation {
 
 fn verdicts(fixture: &mut Fixture, verdicts: &mut VerdictTracker, observation: &Observation) -> Vec<Verdict> {
     fixture.output.events.clear();
-    verdicts.observe(observation, &fixture.limits, &fixture.index, &mut fixture.output);
+    match observation {
+        Observation::Evidence(evidence) => {
+            verdicts.judge(evidence, &fixture.limits, &fixture.index, &mut fixture.output);
+        }
+        other => verdicts.observe(other, &fixture.index),
+    }
     fixture
         .output
         .events

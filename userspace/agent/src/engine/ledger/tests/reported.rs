@@ -123,7 +123,11 @@ fn a_limit_that_was_in_force_is_so_for_the_next_daemon() {
     let mut memory = replay(&place).1;
     let again = evidence(&memory, 9);
     let mut output = Output::default();
-    assert_eq!(memory.node.judge(&again, &mut output).judgement.verdict, Verdict::InForce);
+    let judge = |memory: &mut Memory, of: Evidence, output: &mut Output| {
+        let judged = memory.node.observe(Observation::Evidence(Box::new(of)), output).unwrap();
+        judged.judgement.verdict
+    };
+    assert_eq!(judge(&mut memory, again, &mut output), Verdict::InForce);
     assert_eq!(output.events, [], "nothing has changed");
 
     // An earlier release's ledger has no requests.
@@ -132,6 +136,6 @@ fn a_limit_that_was_in_force_is_so_for_the_next_daemon() {
     let mut memory: Memory = serde_json::from_value(state).unwrap();
     let without = evidence(&memory, 10);
     assert_eq!(without.desired.len(), 2);
-    let verdict = memory.node.judge(&without, &mut output).judgement.verdict;
+    let verdict = judge(&mut memory, without, &mut output);
     assert!(matches!(verdict, Verdict::Unknown { .. }), "{verdict:?}");
 }

@@ -14,14 +14,14 @@ use kwitness_api::{EventKind, proto};
 
 /// A reader of all events from the first that the journal has.
 #[derive(Debug)]
-pub struct Tap {
+pub struct JournalReader {
     hub: Arc<Hub>,
     cursor: Cursor,
 }
 
 /// An event.
 #[derive(Debug)]
-pub struct Tapped {
+pub struct JournalEvent {
     /// Its kind.
     pub kind: EventKind,
     /// When it happened.
@@ -31,7 +31,7 @@ pub struct Tapped {
     body: Bytes,
 }
 
-impl Tapped {
+impl JournalEvent {
     /// The event without position and container.
     pub fn decode(&self) -> proto::Event {
         proto::Event::decode(self.body.clone()).expect("the journal holds what was encoded")
@@ -40,14 +40,14 @@ impl Tapped {
 
 impl Hub {
     /// A reader of all events from the first that the journal has.
-    pub fn tap(self: &Arc<Self>) -> Tap {
-        Tap { hub: Arc::clone(self), cursor: self.window.look(|journal, _| journal.start()) }
+    pub fn reader(self: &Arc<Self>) -> JournalReader {
+        JournalReader { hub: Arc::clone(self), cursor: self.window.look(|journal, _| journal.start()) }
     }
 }
 
-impl Tap {
+impl JournalReader {
     /// Takes what the journal has by now; returns how many events it no longer had.
-    pub fn read(&mut self, mut take: impl FnMut(&Tapped)) -> u64 {
+    pub fn read(&mut self, mut take: impl FnMut(&JournalEvent)) -> u64 {
         let end = self.hub.window.look(|journal, _| journal.end());
         let mut missed = 0;
         while self.cursor < end {
@@ -56,7 +56,7 @@ impl Tap {
             self.cursor = read.next;
             for (_, entry) in read.items {
                 let subject = entry.subject.map(|of| Arc::clone(&of.subject));
-                take(&Tapped { kind: entry.kind, at: entry.at, subject, body: entry.body });
+                take(&JournalEvent { kind: entry.kind, at: entry.at, subject, body: entry.body });
             }
         }
         missed
@@ -77,23 +77,23 @@ mod tests {
     #[test]
     fn all_events_once_with_the_names_known_by_now_and_what_is_missed_counted() {
         let (hub, mut writer) = hub(16);
-        let mut tap = hub.tap();
+        let mut reader = hub.reader();
         let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));
         writer.append([created(&unnamed), updated(&named), gap()], clock());
         let mut seen = Vec::new();
-        let read = |tap: &mut Tap, seen: &mut Vec<_>| {
-            tap.read(|event| {
+        let read = |reader: &mut JournalReader, seen: &mut Vec<_>| {
+            reader.read(|event| {
                 assert_eq!(EventKind::of(&event.decode()), Some(event.kind));
                 let named = event.subject.as_ref().is_some_and(|subject| subject.facts.is_some());
                 seen.push((event.kind, named));
             })
         };
-        assert_eq!(read(&mut tap, &mut seen), 0);
+        assert_eq!(read(&mut reader, &mut seen), 0);
         assert_eq!(seen, [(EventKind::Created, true), (EventKind::Updated, true), (EventKind::Gap, false)]);
-        assert_eq!((read(&mut tap, &mut seen), seen.len()), (0, 3), "nothing is new");
+        assert_eq!((read(&mut reader, &mut seen), seen.len()), (0, 3), "nothing is new");
         writer.append((0..20).map(|_| stopped(&named)), clock());
-        assert_eq!((read(&mut tap, &mut seen), seen.len()), (4, 19));
-        assert_eq!(hub.tap().read(|_| ()), 0, "what was gone before it came is not missed");
+        assert_eq!((read(&mut reader, &mut seen), seen.len()), (4, 19));
+        assert_eq!(hub.reader().read(|_| ()), 0, "what was gone before it came is not missed");
     }
 
     #[test]
@@ -101,10 +101,10 @@ mod tests {
         let position = Position { epoch: Epoch("epoch".into()), seq: 5000 };
         let capacity = Capacity { items: NonZeroUsize::new(16).unwrap(), bytes: 1 << 20 };
         let (hub, mut writer) = Hub::resumed(position, KernelTime(0), capacity);
-        let mut tap = hub.tap();
+        let mut reader = hub.reader();
         writer.append([gap()], clock());
         let mut seen = 0;
-        assert_eq!(tap.read(|_| seen += 1), 0);
+        assert_eq!(reader.read(|_| seen += 1), 0);
         assert_eq!(seen, 1);
     }
 }
