@@ -145,7 +145,7 @@ pub const KUBELETS: [KubeletVariant; 12] = [
         name: "Kubernetes 1.35",
         release: Some("1.35"),
         origin: Origin::Api,
-        pods: unrecorded,
+        pods: unresized,
         ..SETTINGS
     },
     KubeletVariant { name: "Kubernetes 1.37", release: Some("1.37"), pods: pods::of_a_release, ..SETTINGS },
@@ -168,21 +168,22 @@ fn not_enforced() -> Vec<Spec> {
     pods::few().into_iter().map(limited).collect()
 }
 
-/// Of a kubelet that neither records nor resizes the resources of a pod as a whole: those limits that may be by them are unknown.
+/// Of a kubelet that does not resize the resources of a pod as a whole.
+fn unresized() -> Vec<Spec> {
+    let has_some = |spec: &Spec| matches!(spec.name, "pod-and-one" | "pod-and-all");
+    let pods = pods::of_a_release().into_iter();
+    pods.map(|spec| if has_some(&spec) { spec.fixed() } else { spec }).collect()
+}
+
+/// Of one that does not record them either: a pod's limit that may be by them is unknown. Of one of its containers, whoever sent it knows it.
 fn unrecorded() -> Vec<Spec> {
-    let of_a_pod = |spec: Spec| {
-        let unknown = |spec: Spec, whose, why| {
-            ["cpu.max", "memory.max"]
-                .into_iter()
-                .fold(spec, |spec, file| spec.expect(whose, file, VerdictKind::Unknown, why))
-        };
-        match spec.name {
-            "pod-and-one" => unknown(spec.fixed(), "b", "the runtime was sent this one"),
-            "pod-and-all" => unknown(spec.fixed(), "", "the pod may have a limit of its own"),
-            _ => spec,
-        }
+    let of_a_pod = |spec: Spec| match spec.name {
+        "pod-and-all" => ["cpu.max", "memory.max"].into_iter().fold(spec, |spec, file| {
+            spec.expect("", file, VerdictKind::Unknown, "the pod may have a limit of its own")
+        }),
+        _ => spec,
     };
-    pods::of_a_release().into_iter().map(of_a_pod).collect()
+    unresized().into_iter().map(of_a_pod).collect()
 }
 
 /// A container with a processor of its own has no quota; one processor is reserved, and one is left for the other pods. No guaranteed pod of such a kubelet can be resized in place.

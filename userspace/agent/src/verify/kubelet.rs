@@ -15,7 +15,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use kwitness_core::model::{Bound, DesiredLimit, KernelTime, Resource, Source, Wanted};
+use kwitness_core::model::{Bound, CpuMax, DesiredLimit, KernelTime, Resource, Source, Wanted};
 use kwitness_core::verdicts::convert;
 use kwitness_core::verdicts::quantity;
 use kwitness_core::verdicts::quantity::QuantityError;
@@ -194,8 +194,15 @@ impl Checkpoint {
         Some(format!("the entry of pod {uid} is not understood: {why}"))
     }
 
-    /// What a container should have; empty: the checkpoint does not know it. What it does not limit itself, its pod may.
-    pub(super) fn container(&self, uid: &str, name: &str, source: Source) -> Vec<Desired> {
+    /// What a container should have; empty: the checkpoint does not know it. What it does not limit itself, its pod may: where that is
+    /// not recorded, the checkpoint has no word on what other sources, `others`, have a limit of.
+    pub(super) fn container(
+        &self,
+        uid: &str,
+        name: &str,
+        source: Source,
+        others: &[Desired],
+    ) -> Vec<Desired> {
         let Some(Ok(Entry { containers, pod })) = self.pods.get(uid) else { return Vec::new() };
         let Some(own) = containers.get(name) else { return Vec::new() };
         let pod = pod.unwrap_or_default();
@@ -211,7 +218,14 @@ impl Checkpoint {
             shares.map(|milli| (Resource::CpuWeight, Wanted::Shares(convert::shares(milli)))),
             Some((Resource::Memory, Wanted::Memory(memory.map_or(Bound::Unlimited, Bound::At)))),
         ];
-        let limits = limits.into_iter().flatten();
+        let is_word = |(resource, wanted): &(Resource, Wanted)| {
+            self.records_pods
+                || is_limit(*wanted)
+                || !others.iter().any(|(of, other)| {
+                    of == resource && other.source != Source::Guard && is_limit(other.wanted)
+                })
+        };
+        let limits = limits.into_iter().flatten().filter(is_word);
         limits.map(|(resource, wanted)| (resource, DesiredLimit { source, at: self.at, wanted })).collect()
     }
 
@@ -232,6 +246,17 @@ impl Checkpoint {
         let all = [cpu, weight, memory].into_iter().flatten();
         all.map(|(resource, wanted)| (resource, DesiredLimit { source, at: self.at, wanted })).collect()
     }
+}
+
+/// Whether it takes anything away.
+fn is_limit(wanted: Wanted) -> bool {
+    !matches!(
+        wanted,
+        Wanted::MilliCpu(0)
+            | Wanted::NoQuotaSent
+            | Wanted::Quota(CpuMax { quota: Bound::Unlimited, .. })
+            | Wanted::Memory(Bound::Unlimited)
+    )
 }
 
 /// A limit of 0 is none.
@@ -314,7 +339,7 @@ mod tests {
         let v2 = ENTRIES.replacen('{', r#"{"podList":"CgA=","#, 1);
         for text in [file(None, ENTRIES), file(Some("v2"), &v2)] {
             let checkpoint = parse(&text).unwrap();
-            let of = |name| wanted(&checkpoint.container("u", name, Source::KubeletAllocated));
+            let of = |name| wanted(&checkpoint.container("u", name, Source::KubeletAllocated, &[]));
             assert_eq!(
                 of("app"),
                 [Wanted::MilliCpu(500), Wanted::Shares(256), Wanted::Memory(Bound::At(64 << 20))]
@@ -336,7 +361,7 @@ mod tests {
     }
 
     fn container(checkpoint: &Checkpoint, name: &str) -> Vec<Wanted> {
-        wanted(&checkpoint.container("u", name, Source::KubeletAllocated))
+        wanted(&checkpoint.container("u", name, Source::KubeletAllocated, &[]))
     }
 
     /// The kubelet gives a container without limits its pod's (`getCPULimit`, `getMemoryLimit`). Its shares are by that at first, and the
@@ -390,6 +415,26 @@ mod tests {
                 "its shares may be by its pod's limit"
             );
         }
+    }
+
+    /// A kubelet 1.35 writes the pod's limit down as the container's once it is actuated, and in the other checkpoint never.
+    #[test]
+    fn what_is_not_recorded_of_a_pod_is_no_word_against_what_was_sent() {
+        let of =
+            |pod: &str| entry(&format!(r#"{{"ContainerResources":{{"c":{{}}}},"PodLevelResources":{pod}}}"#));
+        let sent = |source, resource, wanted| (resource, DesiredLimit { source, at: AT, wanted });
+        let limit = sent(Source::Runtime, Resource::Memory, Wanted::Memory(Bound::At(64 << 20)));
+        let none = sent(Source::CriRequest, Resource::Memory, Wanted::Memory(Bound::Unlimited));
+        let guards = sent(Source::Guard, Resource::Memory, limit.1.wanted);
+        let (cpu, unlimited) = (Wanted::MilliCpu(0), Wanted::Memory(Bound::Unlimited));
+        let words = |pod: &str, others: &[Desired]| {
+            wanted(&of(pod).container("u", "c", Source::KubeletAllocated, others))
+        };
+        assert_eq!(words("null", &[none, limit]), [cpu], "of memory it has none");
+        assert_eq!(words("null", &[none, guards]), [cpu, unlimited]);
+        // Where pods' limits are recorded, that there is none is one.
+        let recorded = words(r#"{"limits":{"cpu":"1"}}"#, &[limit]);
+        assert_eq!(recorded, [Wanted::MilliCpu(1000), unlimited]);
     }
 
     #[test]
@@ -459,7 +504,7 @@ mod tests {
         let hash = "9c1d2e3f4a5b6c7d8e9f0a1b2c3d4e5f";
         let data = format!(r#"{{"entries":{{"{hash}":{{"ContainerResources":{{"c":{{}}}}}}}}}}"#);
         let checkpoint = parse(&file(None, &data)).unwrap();
-        assert_eq!(checkpoint.container(hash, "c", Source::KubeletActuated).len(), 2);
+        assert_eq!(checkpoint.container(hash, "c", Source::KubeletActuated, &[]).len(), 2);
     }
 
     /// A request that came before it was written is older, one that comes after it is younger.

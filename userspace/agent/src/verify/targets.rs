@@ -64,8 +64,10 @@ impl Verifier {
             }
             if let (Some(uid), Some(name)) = (pod_uid(subject), name(subject)) {
                 let uid = &*uid.0;
-                all.extend(sources.allocated.container(uid, name, Source::KubeletAllocated));
-                all.extend(sources.actuated.container(uid, name, Source::KubeletActuated));
+                let actuated = sources.actuated.container(uid, name, Source::KubeletActuated, &all);
+                all.extend(actuated);
+                let allocated = sources.allocated.container(uid, name, Source::KubeletAllocated, &all);
+                all.extend(allocated);
             }
             let (path, cgroup) = (&subject.cgroup_path, Some(subject.cgroup_id));
             targets.extend(about_one(&all, Some(subject), path, cgroup));

@@ -234,10 +234,7 @@ fn not_set(case: &Case<'_>, desired: &DesiredLimit) -> Option<&'static str> {
                 && sent()
                     .any(|wanted| !is_unlimited(wanted) && wanted.accepts(value, case.page).is_some()) =>
         {
-            Some(
-                "the kubelet's checkpoint has no limit, but the runtime was sent this one: \
-                 kubelets before 1.36 do not record pod-level resources",
-            )
+            Some("the kubelet's checkpoint has no limit, but the runtime was sent this one")
         }
         _ => None,
     }

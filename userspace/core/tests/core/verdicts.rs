@@ -376,13 +376,16 @@ fn that_no_quota_was_sent_is_no_wish() {
     assert_eq!(fixture.judge().desired, None);
 }
 
-/// Kubelets before 1.36 leave pod-level resources out of their checkpoint, and send them as the container's.
+/// By a request past the kubelet, or by a rule of a kubelet of tomorrow.
 #[test]
 fn a_limit_that_only_the_runtime_was_sent_is_not_diverged() {
     let mut fixture = Fixture::new(Resource::Memory, memory(200 * MIB), bytes(200 * MIB), bytes(200 * MIB));
     fixture.desired.push(desired(Source::KubeletAllocated, Wanted::Memory(Bound::Unlimited)));
     let verdict = fixture.judge().verdict;
-    assert!(matches!(&verdict, Verdict::Unknown { missing } if missing.contains("pod-level")), "{verdict:?}");
+    assert!(
+        matches!(&verdict, Verdict::Unknown { missing } if missing.contains("was sent this one")),
+        "{verdict:?}"
+    );
     // This one was not requested.
     fixture.levels[0].reading = bytes(100 * MIB);
     assert_eq!(fixture.judge().verdict, Verdict::Diverged);
