@@ -77,13 +77,7 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
         ("Cgroups", format!("below {}", status.cgroup_subtree)),
         ("Containers", status.containers.to_string()),
         ("Watchers", status.watchers.to_string()),
-        (
-            "Journal",
-            format!(
-                "events {} to {}, at most {} are kept",
-                journal.first_seq, journal.last_seq, journal.capacity
-            ),
-        ),
+        ("Journal", describe_journal(&journal)),
         ("Runtime", describe_runtime(&runtime)),
         ("Kubernetes", kubernetes::status(status.kubernetes.as_ref(), times)),
         ("Lost", if lost.is_empty() { "nothing".to_owned() } else { lost.join(", ") }),
@@ -92,6 +86,14 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
         status.problems.iter().map(|problem| ("Problem", format!("{}: {}", problem.name, problem.found)));
     let lines = lines.into_iter().chain(problems);
     lines.map(|(name, value)| format!("{:<14}{value}", format!("{name}:"))).collect()
+}
+
+fn describe_journal(journal: &proto::Journal) -> String {
+    let proto::Journal { first_seq, last_seq, capacity, events, .. } = journal;
+    // An older daemon does not say how many.
+    let has_all = *events == 0 || last_seq - first_seq < *events;
+    let fewer = if has_all { String::new() } else { format!(", {events} of them") };
+    format!("events {first_seq} to {last_seq}{fewer}, at most {capacity} are kept")
 }
 
 /// While the kernel does not count runs, all are 0: that is no number of runs.

@@ -43,7 +43,7 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     exposition.set(&TRACKED_LIMIT, *tracked_capacity);
 
     let extent = hub.extent();
-    exposition.set(&JOURNAL_EVENTS, (extent.last_seq + 1).saturating_sub(extent.first_seq));
+    exposition.set(&JOURNAL_EVENTS, extent.events);
     exposition.set(&JOURNAL_CAPACITY, extent.capacity);
     if let Some(oldest) = hub.oldest() {
         let wall = Clock::read().wall(oldest).to_unix_nanos();
