@@ -56,7 +56,7 @@ impl Frontend {
                 () = stop.cancelled() => break,
                 connection = listener.accept() => connection,
             };
-            let peer = connection.peer().unwrap_or_default();
+            let peer = connection.peer().process.unwrap_or_default();
             let meter = self.budget.meter(peer);
             let connection = self.clone().connection(connection, peer, Arc::clone(&meter), stop.clone());
             let connection = Metered::new(connection, meter);
@@ -81,13 +81,14 @@ impl Frontend {
 
     async fn connection(self, stream: Connection, peer: i32, meter: Arc<Meter>, stop: CancellationToken) {
         let counters = Arc::clone(&self.counters);
+        let events = self.events.of(stream.peer());
         // The connection to the runtime ends with the client's, also where the runtime reads nothing.
         let _closed = meter.closed.clone().drop_guard();
         let stream = Guarded::new(stream, Arc::clone(&meter));
         let upstream = self.runtime.upstream(Arc::clone(&meter));
         let executor = MeteredExecutor(Arc::clone(&meter));
         let closed = meter.closed.clone();
-        let Self { events, observer, .. } = self;
+        let observer = self.observer;
         let service = service_fn(move |request| {
             answer(Arc::clone(&upstream), &meter, events.clone(), &observer, request)
         });

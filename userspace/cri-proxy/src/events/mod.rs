@@ -45,6 +45,7 @@ use tonic::{Request, Response, Status};
 use super::counters::Counters;
 use super::limits;
 use super::runtime::RuntimeSocket;
+use kwitness_service::Peer;
 #[cfg(test)]
 pub use seen::EventName;
 pub use seen::{Seen, Verdict};
@@ -82,6 +83,8 @@ pub struct Events {
     subscribers: Subscribers,
     counters: Arc<Counters>,
     in_use: InUse,
+    /// Whose calls these are.
+    of: Peer,
 }
 
 /// Which source serves the clients, if one does; the relay says so.
@@ -114,13 +117,11 @@ impl tonic::server::ServerStreamingService<Bytes> for Events {
         std::future::ready(match GetEventsRequest::decode(request.into_inner()) {
             Ok(GetEventsRequest {}) => {
                 self.counters.event_streams.count();
-                self.subscribers.add().map(|one| Response::new(one.into_stream().boxed())).ok_or_else(|| {
+                let (one, ended) = self.subscribers.add(self.of);
+                if ended {
                     self.counters.event_streams_exhausted.count();
-                    Status::resource_exhausted(format!(
-                        "{} clients are subscribed to events, the maximum",
-                        limits::EVENT_STREAMS
-                    ))
-                })
+                }
+                one.map(|one| Response::new(one.into_stream().boxed()))
             }
             // grpc-go's code and words.
             Err(error) => Err(Status::internal(format!("grpc: error unmarshalling request: {error}"))),
@@ -129,6 +130,11 @@ impl tonic::server::ServerStreamingService<Bytes> for Events {
 }
 
 impl Events {
+    /// The same for one client's calls.
+    pub fn of(&self, client: Peer) -> Self {
+        Self { of: client, ..self.clone() }
+    }
+
     /// Which source serves the clients; none: there are none, or neither source has answered yet.
     pub fn source(&self) -> Option<SourceKind> {
         self.in_use.get()
@@ -154,8 +160,12 @@ pub fn start(
 ) -> (Events, impl Future<Output = ()>) {
     let subscribers = Subscribers::default();
     let in_use = InUse::default();
-    let events =
-        Events { subscribers: subscribers.clone(), counters: Arc::clone(&counters), in_use: in_use.clone() };
+    let events = Events {
+        subscribers: subscribers.clone(),
+        counters: Arc::clone(&counters),
+        in_use: in_use.clone(),
+        of: Peer::default(),
+    };
     let relay = Relay {
         daemon: Source::Daemon(daemon),
         runtime: Source::Runtime(runtime),

@@ -2,9 +2,10 @@
 //!
 //! Owns the queues. Sending never waits: a client whose queue is full has its stream ended with an error, and no other notices.
 //! Every queue is an uninterrupted end of the same sequence of events, and events are shared between queues: all queues together are
-//! never larger than the largest may be.
+//! never larger than the largest may be. Where there are too many, the client with most has its newest stream ended, as the client with
+//! most connections has its newest one closed ([`gives_way`]).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tonic::Status;
 
 use super::super::limits;
+use kwitness_service::{Held, Peer, gives_way};
 
 /// How a stream ends.
 pub type End = Result<(), Status>;
@@ -25,8 +27,9 @@ struct Queue {
     end: Option<End>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    of: Peer,
     queue: Mutex<Queue>,
     changed: Notify,
 }
@@ -38,6 +41,12 @@ impl Shared {
 
     fn end(&self, end: End) {
         self.lock().end.get_or_insert(end);
+        self.changed.notify_one();
+    }
+
+    /// Ends it at once: what is in the queue is freed.
+    fn cut(&self, why: &str) {
+        *self.lock() = Queue { end: Some(Err(Status::resource_exhausted(why))), ..Queue::default() };
         self.changed.notify_one();
     }
 }
@@ -53,17 +62,35 @@ impl Default for Subscribers {
 }
 
 impl Subscribers {
-    /// One more; none: there are [`limits::EVENT_STREAMS`].
-    pub fn add(&self) -> Option<Subscriber> {
-        let shared = Arc::new(Shared::default());
+    /// One more of that client, and whether there were [`limits::EVENT_STREAMS`]: then one of another's has ended for it, or it is
+    /// refused.
+    pub fn add(&self, of: Peer) -> (Result<Subscriber, Status>, bool) {
+        let shared = Arc::new(Shared { of, queue: Mutex::default(), changed: Notify::new() });
+        let mut was_full = false;
         let added = self.0.send_if_modified(|all| {
-            let has_room = all.len() < limits::EVENT_STREAMS;
-            if has_room {
-                all.push(Arc::clone(&shared));
+            was_full = all.len() >= limits::EVENT_STREAMS;
+            if was_full {
+                // The newest is the last.
+                let held = all.iter().zip(0..).map(|(one, newest)| Held { by: one.of, count: 1, newest });
+                let Some(other) =
+                    gives_way(by_client(held).values().copied(), of, limits::EVENT_STREAMS_KEPT)
+                else {
+                    return false;
+                };
+                let Some(newest) = all.iter().rposition(|one| one.of == other) else { return false };
+                all.remove(newest).cut("another client subscribes to events, and this one has most streams");
             }
-            has_room
+            all.push(Arc::clone(&shared));
+            true
         });
-        added.then(|| Subscriber { shared, all: self.clone() })
+        let subscriber = added.then(|| Subscriber { shared, all: self.clone() });
+        let refused = || {
+            let max = limits::EVENT_STREAMS;
+            Status::resource_exhausted(format!(
+                "{max} streams of events, the maximum, and no client has more than this one"
+            ))
+        };
+        (subscriber.ok_or_else(refused), was_full)
     }
 
     /// Queues an event for every client; returns how many overflowed, whose streams end.
@@ -76,12 +103,11 @@ impl Subscribers {
             }
             if queue.bytes + event.len() > limits::EVENTS_WAITING {
                 let waiting = queue.events.len();
-                *queue = Queue::default();
                 drop(queue);
                 overflowed += 1;
-                subscriber.end(Err(Status::resource_exhausted(format!(
+                subscriber.cut(&format!(
                     "the client reads too slowly: {waiting} events were waiting; list everything, and subscribe again"
-                ))));
+                ));
                 continue;
             }
             queue.bytes += event.len();
@@ -118,6 +144,16 @@ impl Subscribers {
         // It cannot fail: this holds a sender.
         let _ = self.0.subscribe().wait_for(condition).await;
     }
+}
+
+/// What each client holds, of single streams in the order in which they came.
+fn by_client(streams: impl Iterator<Item = Held>) -> BTreeMap<Peer, Held> {
+    let mut clients = BTreeMap::new();
+    for one in streams {
+        let held = clients.entry(one.by).or_insert(Held { count: 0, ..one });
+        *held = Held { count: held.count + 1, ..one };
+    }
+    clients
 }
 
 /// One client's end.
@@ -170,10 +206,14 @@ mod tests {
 
     use super::*;
 
+    fn add(all: &Subscribers, process: i32) -> Result<Subscriber, Status> {
+        all.add(Peer { user: Some(1000), process: Some(process) }).0
+    }
+
     #[tokio::test]
     async fn a_full_queue_ends_its_own_stream_only() {
         let all = Subscribers::default();
-        let (mut slow, mut quick) = (all.add().unwrap(), all.add().unwrap());
+        let (mut slow, mut quick) = (add(&all, 1).unwrap(), add(&all, 2).unwrap());
         let event = Bytes::from(vec![7; limits::EVENTS_WAITING / 4]);
         for _ in 0..4 {
             assert_eq!(all.send(&event), 0);
@@ -192,7 +232,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_sent_before_the_end_is_delivered() {
         let all = Subscribers::default();
-        let mut one = all.add().unwrap();
+        let mut one = add(&all, 1).unwrap();
         all.send(&Bytes::from_static(b"1"));
         assert_eq!(all.end_all(&Ok(())), 1);
         assert_eq!(all.send(&Bytes::from_static(b"2")), 0);
@@ -200,20 +240,42 @@ mod tests {
         assert!(one.next().await.is_none());
     }
 
-    #[test]
-    fn there_are_no_more_than_allowed() {
+    #[tokio::test]
+    async fn a_client_that_takes_all_streams_keeps_no_other_out() {
         let all = Subscribers::default();
-        let mut held: Vec<_> = (0..limits::EVENT_STREAMS).map(|_| all.add().unwrap()).collect();
-        assert!(all.add().is_none());
-        held.pop();
-        assert!(all.add().is_some(), "room is made again");
+        let kubelet = add(&all, 1).unwrap();
+        let mut many: Vec<_> = (1..limits::EVENT_STREAMS).map(|_| add(&all, 2).unwrap()).collect();
+        assert_eq!(add(&all, 2).unwrap_err().code(), Code::ResourceExhausted, "its own is one too many");
+        all.send(&Bytes::from_static(b"1"));
+        let (other, was_full) = all.add(Peer { user: Some(0), process: Some(3) });
+        assert!(was_full && all.count() == limits::EVENT_STREAMS);
+        let end = many.pop().unwrap().next().await.unwrap().unwrap_err();
+        assert_eq!(end.code(), Code::ResourceExhausted, "without what it had not read");
+        let mut those = [kubelet, other.unwrap(), many.pop().unwrap()];
+        all.send(&Bytes::from_static(b"2"));
+        for (one, event) in those.iter_mut().zip([b"1", b"2", b"1"]) {
+            assert_eq!(&*one.next().await.unwrap().unwrap(), event);
+        }
+        drop(those);
+        assert_eq!(all.count(), limits::EVENT_STREAMS - 3, "the one that was ended does not count");
+    }
+
+    #[test]
+    fn of_one_users_many_clients_none_that_is_subscribed_gives_way() {
+        let all = Subscribers::default();
+        let each: Vec<_> =
+            (0..limits::EVENT_STREAMS).map(|process| add(&all, process as i32).unwrap()).collect();
+        assert!(add(&all, 100).is_err());
+        assert!(all.add(Peer { user: Some(0), process: Some(1) }).0.is_ok(), "another user");
+        drop(each);
+        assert!(add(&all, 100).is_ok(), "room is made again");
     }
 
     #[tokio::test]
     async fn it_is_known_whether_there_are_clients() {
         let all = Subscribers::default();
         all.wait_until_unused().await;
-        let one = all.add().unwrap();
+        let one = add(&all, 1).unwrap();
         all.wait_until_used().await;
         drop(one);
         all.wait_until_unused().await;
