@@ -180,7 +180,7 @@ impl<T, O: Copy + Eq> Journal<T, O> {
             // One owner has nearly all.
             self.slots.remove(1);
             self.beside -= self.slots[0].beside();
-            self.slots[0].extend(&GivenUp::one(seq, owner));
+            self.slots[0].join(&Slot::One(seq, owner));
             self.beside += self.slots[0].beside();
             self.scattered -= 1;
         }
@@ -299,13 +299,10 @@ impl<T, O: Copy + Eq> Journal<T, O> {
                 Slot::One(seq, owner) => GivenUp::one(*seq, *owner),
                 Slot::Many(many) => many.after(cursor.0),
             };
-            loop {
-                match slots.next_if(|slot| !slot.is_kept()) {
-                    Some(Slot::One(seq, owner)) => given_up.extend(&GivenUp::one(*seq, *owner)),
-                    Some(Slot::Many(many)) => given_up.extend(many),
-                    Some(Slot::Kept(..)) | None => return Some(Piece::GivenUp(given_up)),
-                }
+            while let Some(more) = slots.next_if(|slot| !slot.is_kept()) {
+                given_up.join(more);
             }
+            Some(Piece::GivenUp(given_up))
         })
     }
 
@@ -321,12 +318,12 @@ impl<T, O: Copy + Eq> Journal<T, O> {
 
     /// Makes adjacent events that were given up one slot.
     fn put_together(&mut self) {
-        let mut end = 0;
+        let mut end = 0_usize;
         for index in 0..self.slots.len() {
-            let follows_another = end > 0 && !self.slots[end - 1].is_kept();
-            match follows_another.then(|| self.slots[index].given_up()).flatten() {
-                Some(more) => self.slots[end - 1].extend(&more),
-                None => {
+            let mut both = self.slots.range_mut(end.saturating_sub(1)..=index);
+            match (both.next(), both.next_back()) {
+                (Some(before), Some(slot)) if !before.is_kept() && !slot.is_kept() => before.join(slot),
+                _ => {
                     self.slots.swap(end, index);
                     end += 1;
                 }
@@ -357,24 +354,13 @@ impl<T, O: Copy + Eq> Slot<T, O> {
         }
     }
 
-    fn given_up(&self) -> Option<GivenUp<O>> {
-        match self {
-            Self::Kept(..) => None,
-            Self::One(seq, owner) => Some(GivenUp::one(*seq, *owner)),
-            Self::Many(many) => Some(GivenUp::clone(many)),
-        }
-    }
-
     /// Adds what was given up right after what was given up here.
-    fn extend(&mut self, more: &GivenUp<O>) {
-        match self {
-            Self::Kept(..) => {}
-            Self::One(seq, owner) => {
-                let mut many = GivenUp::one(*seq, *owner);
-                many.extend(more);
-                *self = Self::Many(Box::new(many));
-            }
-            Self::Many(many) => many.extend(more),
+    fn join(&mut self, next: &Self) {
+        if let Self::One(seq, owner) = *self {
+            *self = Self::Many(Box::new(GivenUp::one(seq, owner)));
+        }
+        if let Self::Many(many) = self {
+            many.join(next);
         }
     }
 
@@ -391,15 +377,26 @@ impl<O: Copy + Eq> GivenUp<O> {
         Self { first: seq, last: seq, of: vec![(Some(owner), 1)] }
     }
 
-    fn extend(&mut self, more: &Self) {
-        self.last = more.last;
-        for &(owner, count) in &more.of {
-            let is_known = |owner| self.of.iter().any(|(known, _)| *known == owner);
-            let owner = if is_known(owner) || self.of.len() < OWNERS { owner } else { None };
-            match self.of.iter_mut().find(|(known, _)| *known == owner) {
-                Some((_, known)) => *known += count,
-                None => self.of.push((owner, count)),
+    fn join<T>(&mut self, next: &Slot<T, O>) {
+        match next {
+            Slot::Kept(..) => {}
+            Slot::One(seq, owner) => {
+                self.last = *seq;
+                self.add(Some(*owner), 1);
             }
+            Slot::Many(many) => {
+                self.last = many.last;
+                many.of.iter().for_each(|(owner, count)| self.add(*owner, *count));
+            }
+        }
+    }
+
+    fn add(&mut self, owner: Option<O>, count: u64) {
+        let is_known = self.of.iter().any(|(known, _)| *known == owner);
+        let owner = owner.filter(|_| is_known || self.of.len() < OWNERS);
+        match self.of.iter_mut().find(|(known, _)| *known == owner) {
+            Some((_, known)) => *known += count,
+            None => self.of.push((owner, count)),
         }
     }
 

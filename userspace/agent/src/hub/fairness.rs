@@ -175,8 +175,8 @@ impl Item for Of {
 
 const ITEMS: usize = 200;
 const ITEM: usize = 1000;
-/// Of what 64 items weigh.
-const SHARE: usize = 64 * ITEM;
+/// What 64 items weigh, with their places.
+const SHARE: usize = 64 * 2 * ITEM;
 
 /// The rule, by a list.
 fn push(kept: &mut Vec<(u64, Of)>, seq: u64, item: Of) {

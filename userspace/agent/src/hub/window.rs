@@ -6,7 +6,7 @@
 //!                 └── more items or bytes than the bounds: whoever has not read what goes misses it
 //! ```
 //!
-//! What goes is the oldest item of the owner that holds most, as long as one holds more than its [share](SHARES); what is left in its
+//! What goes is the oldest item of the owner that holds most, as long as one holds more than its share (`SHARES`); what is left in its
 //! place says so. Otherwise the oldest item of all goes. So an owner of many items costs no other one an item, and items that are
 //! long past do not stay for being few.
 //!
@@ -25,7 +25,7 @@ use super::holdings::Holdings;
 
 /// An owner's share is this part of the bounds, and an owner gives up an item for another's only if it holds more.
 const SHARES: usize = 256;
-/// It is at least so many items.
+/// It is at least what so many items weigh that are as large as the bounds allow on average.
 const SHARE_MIN: usize = 64;
 
 /// What a window keeps. Clones are cheap: they share what is large.
@@ -120,7 +120,8 @@ impl<T: Item> Window<T> {
     /// An empty window whose next item has the number after that place.
     pub fn resumed(position: Position, capacity: Capacity) -> Self {
         let last = position.seq;
-        let share = (2 * capacity.bytes / SHARES).max(SHARE_MIN * capacity.item_bytes());
+        // Bytes, and places that weigh as much.
+        let share = (2 * capacity.bytes / SHARES).max(2 * SHARE_MIN * capacity.item_bytes());
         let inner = Inner {
             journal: Journal::resumed(position, capacity.items),
             index: T::Index::default(),
