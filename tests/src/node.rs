@@ -4,6 +4,7 @@
 //! root. One node at a time in a mount namespace, for containerd's socket is at the place where a node agent
 //! looks for it. Never touches a containerd that it did not start.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -236,16 +237,24 @@ impl Node {
         Ok(())
     }
 
+    /// The containers of a pod that a kubelet runs, in whatever state.
+    pub async fn containers(&self, pod: &str) -> Result<Vec<v1::Container>> {
+        let mut containers = self.cri.list_containers(v1::ListContainersRequest::default()).await?.containers;
+        // The kubelet adds its node's name to that of a static pod.
+        let is_of = |labels: &HashMap<String, String>| {
+            labels.get("io.kubernetes.pod.name").is_some_and(|name| name.starts_with(pod))
+        };
+        containers.retain(|container| is_of(&container.labels));
+        Ok(containers)
+    }
+
     /// The running container of a pod that a kubelet runs, if there is one other than `not`.
     pub async fn running(&self, pod: &str, not: &str) -> Result<Option<String>> {
-        let containers = self.cri.list_containers(v1::ListContainersRequest::default()).await?.containers;
-        let is = |container: &&v1::Container| {
-            container.state() == v1::ContainerState::ContainerRunning
-                && container.id != not
-                // The kubelet adds its node's name to that of a static pod.
-                && container.labels.get("io.kubernetes.pod.name").is_some_and(|name| name.starts_with(pod))
+        let mut containers = self.containers(pod).await?.into_iter();
+        let is = |container: &v1::Container| {
+            container.state() == v1::ContainerState::ContainerRunning && container.id != not
         };
-        Ok(containers.iter().find(is).map(|container| container.id.clone()))
+        Ok(containers.find(is).map(|container| container.id))
     }
 
     pub async fn status(&self, id: &str) -> Result<v1::ContainerStatus> {

@@ -70,6 +70,7 @@ async fn tour(
     }
 
     let directory = tempfile::tempdir().context("make a directory for the plugin's output")?;
+    a_pod_that_is_labelled_later_is_followed(&cluster, &plugin, &directory.path().join("labelled")).await?;
     let log = directory.path().join("events");
     let follow = plugin(&["events", "-w", "-p", "pod/web", "--since", "1h", "-o", "json"]);
     let mut follow = Managed::spawn("kubectl-kwitness", follow, &log)?;
@@ -96,6 +97,28 @@ async fn tour(
         ensure!(output.status.code() == Some(UNREACHABLE) && noted.contains(said), "{output:?}");
     }
     Ok(())
+}
+
+/// Neither its node nor the pod was there for a client that follows a label.
+async fn a_pod_that_is_labelled_later_is_followed(
+    cluster: &Cluster<'_>,
+    plugin: &impl Fn(&[&str]) -> Command,
+    log: &Path,
+) -> Result<()> {
+    let follow = plugin(&["events", "-w", "-l", "made=later", "-o", "json"]);
+    let mut follow = Managed::spawn("kubectl-kwitness", follow, log)?;
+    let waiting = "waiting for its events";
+    wait_for(waiting, SOON, async || {
+        follow.check_running()?;
+        Ok(follow.log()?.contains(waiting).then_some(()))
+    })
+    .await?;
+    cluster.pod("later").await?;
+    cluster.api.run(&["label", "pod", "later", "made=later"])?;
+    wait_for_event(&mut follow, "an event of the pod", |event| {
+        event["node"] == NODE && event["container"]["pod"]["name"] == "later"
+    })
+    .await
 }
 
 /// What the API server's spec wants of the container is in force.

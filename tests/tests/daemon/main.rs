@@ -9,6 +9,7 @@ mod manners;
 mod metrics;
 mod output;
 mod pins;
+mod privileges;
 mod recordings;
 mod subtree;
 mod top;
@@ -60,6 +61,7 @@ fn main() -> Result<()> {
         manners::the_probes_log_when_enabled,
         manners::a_loss_is_reported_and_repaired,
         pins::nothing_is_left_behind,
+        privileges::each_thread_has_kept_what_is_documented,
         pins::metrics_begin_at_zero_and_know_what_there_is,
         recordings::a_recording_has_what_the_daemon_reported,
         recordings::a_recording_goes_on_after_a_crash,

@@ -1,5 +1,6 @@
 //! Pods that crash, and how soon the kubelet starts them again.
 
+use kwitness_tests::cri::v1::ContainerState;
 use kwitness_tests::kubelet::Setup;
 use kwitness_tests::prelude::*;
 
@@ -74,6 +75,11 @@ pub(crate) async fn events_stay_in_use_over_restarts_of_daemon_and_runtime(ctx: 
             let took = crash(node, kubelet, pod).await?;
             longest = longest.max(took);
             kubelet.check_events_in_use().await?;
+        }
+        for pod in &pods {
+            let mut containers = node.containers(pod).await?;
+            containers.retain(|container| container.state() == ContainerState::ContainerRunning);
+            ensure!(containers.len() == 1, "{pod} runs {} containers: {containers:?}", containers.len());
         }
         println!("{} restarts in {:.0} s", pods.len(), began.elapsed().as_secs_f64());
         println!("at the latest running again {longest:?} after it was killed");

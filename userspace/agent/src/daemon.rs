@@ -8,7 +8,7 @@ mod log;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use kwitness_core::journal::Epoch;
@@ -30,13 +30,14 @@ use crate::engine::{
 use crate::hub::{Capacity, Hub, Writer};
 use crate::kubernetes::Kubernetes;
 #[cfg(feature = "kubernetes")]
-use crate::kubernetes::Settings;
+use crate::kubernetes::Settings as WatchSettings;
 use crate::metrics::{Metrics, Sources, Stage};
 use crate::namespaces;
 use crate::pressure::{self, MemoryFiles, Sampling};
+use crate::privileges::Setup;
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::pins;
-use crate::probe::{Advised, Capabilities, Loaded, SetId, error_chain};
+use crate::probe::{Advised, Attached, Capabilities, Loaded, SetId, Settings, error_chain};
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
@@ -58,12 +59,12 @@ pub struct Options {
     pub reload: Reload,
 }
 
-/// Runs the daemon until SIGTERM or SIGINT.
+/// Runs the daemon until SIGTERM or SIGINT; `setup` loads and attaches the probes.
 ///
 /// # Errors
 /// What keeps it from starting or going on; each with what to do.
-pub async fn run(config: Config, options: Options) -> anyhow::Result<()> {
-    watch_node(&config, options.record.as_deref(), options.reload).await?;
+pub async fn run(config: Config, options: Options, setup: Setup) -> anyhow::Result<()> {
+    watch_node(&config, options.record.as_deref(), options.reload, setup).await?;
     // What is there if it could not start may be another daemon's.
     if options.unpin {
         uninstall(&config)?;
@@ -90,7 +91,12 @@ pub fn uninstall(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> anyhow::Result<()> {
+async fn watch_node(
+    config: &Config,
+    record: Option<&Path>,
+    reload: Reload,
+    setup: Setup,
+) -> anyhow::Result<()> {
     let clock = Clock::read();
     // Before anything that takes long: until then, every signal ends the process, SIGHUP and SIGUSR1 as well.
     let mut signals = Signals::handle()?;
@@ -110,10 +116,10 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     namespaces::configure(&mut settings, &cgroups, config.any_pid_namespace)?;
     pressure::configure(&mut settings, config, &cgroups);
     let began = Instant::now();
-    let loaded = Loaded::load(&settings).map_err(Advised::from)?;
-    let until_loaded = began.elapsed();
-    let attached = loaded.attach().map_err(Advised::from)?;
-    let until_attached = began.elapsed();
+    let Probes { attached, mut capabilities, watch, until_loaded, until_attached } = {
+        let (settings, cgroups) = (settings.clone(), cgroups.clone());
+        setup.run(move || Probes::attach(&settings, &cgroups, began))??
+    };
     let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;
     let loopback = config.api_listen.map(Loopback::new);
@@ -123,8 +129,6 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
         .into_iter()
         .chain(loopback.as_ref().map(Loopback::binding))
         .collect();
-    let mut capabilities = attached.capabilities().clone();
-    let watch = watch_limits(&mut capabilities, &cgroups);
     pressure::note_sampling(&mut capabilities, config, &cgroups);
     log::capabilities(&capabilities);
     log::pins(&attached, &config.pin_directory);
@@ -259,6 +263,28 @@ async fn watch_node(config: &Config, record: Option<&Path>, reload: Reload) -> a
     ended.unwrap_or(Ok(()))
 }
 
+/// What the setup leaves.
+struct Probes {
+    attached: Attached,
+    capabilities: Capabilities,
+    watch: Option<Watch>,
+    until_loaded: Duration,
+    until_attached: Duration,
+}
+
+impl Probes {
+    /// Does what takes the privileges of the setup; `began` is when it was asked for.
+    fn attach(settings: &Settings, cgroups: &CgroupFs, began: Instant) -> Result<Self, Advised> {
+        let loaded = Loaded::load(settings)?;
+        let until_loaded = began.elapsed();
+        let attached = loaded.attach()?;
+        let until_attached = began.elapsed();
+        let mut capabilities = attached.capabilities().clone();
+        let watch = watch_limits(&mut capabilities, cgroups);
+        Ok(Self { attached, capabilities, watch, until_loaded, until_attached })
+    }
+}
+
 /// Logs the counters and reads the configuration again as often as a signal asks for it; returns when one asks to stop.
 async fn until_stop(
     signals: &mut Signals,
@@ -289,7 +315,7 @@ fn watch_kubernetes(
     node: &str,
     began: KernelTime,
 ) -> Option<(Kubernetes, AbortOnDropHandle<()>)> {
-    let settings = Settings { kubeconfig: config.kubeconfig.clone(), node: node.to_owned() };
+    let settings = WatchSettings { kubeconfig: config.kubeconfig.clone(), node: node.to_owned() };
     let (kubernetes, watching) = config.kubernetes.then(|| Kubernetes::start(settings, began))?;
     Some((kubernetes, AbortOnDropHandle::new(watching)))
 }

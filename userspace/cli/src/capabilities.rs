@@ -1,4 +1,4 @@
-//! The capabilities that the daemon takes from the kernel, as a table: shown by `status` and `doctor`.
+//! What the daemon takes from the kernel, and the privileges that it holds for it, as tables: shown by `status` and `doctor`.
 
 use anstyle::AnsiColor;
 use kwitness_api::proto;
@@ -27,4 +27,11 @@ pub fn capabilities_table(capabilities: &[proto::Capability], limit: Option<usiz
         .column("HOOK", 0, Fit::Middle(20))
         .column("STATE", 0, Fit::Whole)
         .render(&rows)
+}
+
+/// The privileges that the daemon holds, and what for.
+pub fn privileges_table(privileges: &[proto::Privilege], limit: Option<usize>) -> String {
+    let row = |privilege: &proto::Privilege| vec![Cell::from(&privilege.name), (&privilege.purpose).into()];
+    let rows: Vec<_> = privileges.iter().map(row).collect();
+    Table::new(limit).column("PRIVILEGE", 0, Fit::Whole).column("FOR", 0, Fit::End(20)).render(&rows)
 }

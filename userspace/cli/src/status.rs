@@ -7,7 +7,7 @@ use kwitness_api::proto;
 use kwitness_core::units;
 
 use crate::args::Status;
-use crate::capabilities::capabilities_table;
+use crate::capabilities::{capabilities_table, privileges_table};
 use crate::connect::connect;
 use crate::describe::kubernetes;
 use crate::exit::Code;
@@ -32,6 +32,10 @@ pub async fn run(socket: Option<OsString>, options: Status) -> anyhow::Result<Co
             out.text(&capabilities_table(&status.capabilities, width))?;
             if format == Format::Wide {
                 out.line("")?;
+                if !status.privileges.is_empty() {
+                    out.text(&privileges_table(&status.privileges, width))?;
+                    out.line("")?;
+                }
                 out.text(&programs_table(&status.programs))?;
                 if !has_statistics(&status.programs) {
                     out.line("RUNS and PER RUN are counted while the sysctl kernel.bpf_stats_enabled is 1")?;
@@ -61,6 +65,7 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
     let journal = status.journal.unwrap_or_default();
     let runtime = status.runtime.clone().unwrap_or_default();
     let lost: Vec<String> = status.lost.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    let held: Vec<_> = status.privileges.iter().map(|privilege| privilege.name.as_str()).collect();
     let started = format!("{} ago ({})", age(status.started_at, now), times.show_alone(status.started_at));
     let memory = status
         .resident_bytes
@@ -80,6 +85,7 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
         ("Journal", describe_journal(&journal)),
         ("Runtime", describe_runtime(&runtime)),
         ("Kubernetes", kubernetes::status(status.kubernetes.as_ref(), times)),
+        ("Privileges", if held.is_empty() { UNKNOWN.to_owned() } else { held.join(", ") }),
         ("Lost", if lost.is_empty() { "nothing".to_owned() } else { lost.join(", ") }),
     ];
     let problems =
@@ -184,6 +190,10 @@ mod tests {
             containers: 2,
             watchers: 1,
             cgroup_subtree: "/".into(),
+            privileges: vec![proto::Privilege {
+                name: "CAP_BPF".into(),
+                purpose: "bpf(2): read the maps".into(),
+            }],
             config_file: Some("/etc/kwitness/config.toml".into()),
             resident_bytes: Some(17 << 20),
             problems: vec![proto::Problem {
@@ -196,9 +206,10 @@ mod tests {
         let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();
         let times = Times::at(crate::time::TimeFormat::Clock, "2026-01-02T13:00:00Z");
         let text = format!(
-            "{}\n\n{}\n{}\n{}",
+            "{}\n\n{}\n{}\n{}\n{}",
             lines(&status, "/run/k.sock", now, times).join("\n"),
             capabilities_table(&status.capabilities, None),
+            privileges_table(&status.privileges, None),
             programs_table(&status.programs),
             counters_table(&status)
         );

@@ -39,6 +39,10 @@ kwitness_service::counters! {
     moves_to_daemon,
     /// Changes to the runtime's events, because the daemon was away.
     moves_to_runtime,
+    /// Answers to calls that start something that were held for their event.
+    answers_held,
+    /// Of those: passed on without it, because it did not come in time; the client's stream was ended.
+    answers_before_event,
     /// Requests for limits that were reported to the daemon.
     requests_reported,
     /// Those that were not: the daemon was away, too slow, or rejected them.

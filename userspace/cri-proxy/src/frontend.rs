@@ -5,9 +5,10 @@
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -22,8 +23,9 @@ use tonic::body::Body;
 
 use super::budget::{Budget, CallInFlight, Guarded, Meter, Metered, MeteredExecutor};
 use super::counters::Counters;
-use super::events::{self, Events};
+use super::events::{self, ConnectionEvents, ConnectionId, Events};
 use super::limits;
+use super::order::{Order, OrderedCall};
 use super::requests::{ObservedCall, RequestObserver};
 use super::runtime::{Failure, Runtime, TASKS_END, Unavailable, Upstream, is_reset};
 use kwitness_cri::Raw;
@@ -40,6 +42,8 @@ pub struct Frontend {
     pub budget: Arc<Budget>,
     /// Observes calls that carry limits.
     pub observer: RequestObserver,
+    /// Holds answers until their event was sent.
+    pub order: Order,
     /// Counts.
     pub counters: Arc<Counters>,
 }
@@ -50,15 +54,20 @@ impl Frontend {
         let tasks = TaskTracker::new();
         // The connections that outlive the drain are dropped with it.
         let cut = CancellationToken::new();
+        let mut number = 0;
         loop {
             let connection = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 connection = listener.accept() => connection,
             };
-            let peer = connection.peer().process.unwrap_or_default();
+            let of = connection.peer();
+            let peer = of.process.unwrap_or_default();
             let meter = self.budget.meter(peer);
-            let connection = self.clone().connection(connection, peer, Arc::clone(&meter), stop.clone());
+            number += 1;
+            let events = self.events.of_connection(ConnectionId { number, of });
+            let connection =
+                self.clone().connection(connection, peer, Arc::clone(&meter), events, stop.clone());
             let connection = Metered::new(connection, meter);
             let cut = cut.clone();
             tasks.spawn(async move {
@@ -79,18 +88,24 @@ impl Frontend {
         }
     }
 
-    async fn connection(self, stream: Connection, peer: i32, meter: Arc<Meter>, stop: CancellationToken) {
+    async fn connection(
+        self,
+        stream: Connection,
+        peer: i32,
+        meter: Arc<Meter>,
+        events: ConnectionEvents,
+        stop: CancellationToken,
+    ) {
         let counters = Arc::clone(&self.counters);
-        let events = self.events.of(stream.peer());
         // The connection to the runtime ends with the client's, also where the runtime reads nothing.
         let _closed = meter.closed.clone().drop_guard();
         let stream = Guarded::new(stream, Arc::clone(&meter));
         let upstream = self.runtime.upstream(Arc::clone(&meter));
         let executor = MeteredExecutor(Arc::clone(&meter));
         let closed = meter.closed.clone();
-        let observer = self.observer;
+        let Self { observer, order, .. } = self;
         let service = service_fn(move |request| {
-            answer(Arc::clone(&upstream), &meter, events.clone(), &observer, request)
+            answer(Arc::clone(&upstream), &meter, events.clone(), &observer, &order, request)
         });
         let connection = http2::Builder::new(executor)
             .auto_date_header(false)
@@ -136,11 +151,13 @@ async fn memory_back() {
 fn answer(
     upstream: Arc<Upstream>,
     meter: &Arc<Meter>,
-    events: Events,
+    events: ConnectionEvents,
     observer: &RequestObserver,
+    order: &Order,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<Body>, hyper::Error>> + use<> {
     let mut observed = observer.observe(request.uri().path());
+    let ordered = order.follow(request.uri().path(), &events);
     let meter = Arc::clone(meter);
     async move {
         if request.uri().path() == events::METHOD {
@@ -150,9 +167,11 @@ fn answer(
             let exhausted = "the calls in flight on this connection hold too much memory";
             return Ok(Status::resource_exhausted(exhausted).into_http());
         };
-        let request = match &observed {
-            Some(observed) => request.map(|body| Body::new(observed.request(body))),
-            None => request.map(Body::new),
+        // No method is both.
+        let request = match (&observed, &ordered) {
+            (Some(observed), _) => request.map(|body| Body::new(observed.request(body))),
+            (None, Some(ordered)) => request.map(|body| Body::new(ordered.request(body))),
+            (None, None) => request.map(Body::new),
         };
         match upstream.call(request).await {
             Ok(response) => {
@@ -160,8 +179,17 @@ fn answer(
                 if let Some(observed) = &mut observed {
                     observed.status(response.headers());
                 }
-                Ok(response
-                    .map(|body| Body::new(Answer { body, runtime, observed, ended: false, _call: call })))
+                Ok(response.map(|body| {
+                    Body::new(Answer {
+                        body,
+                        runtime,
+                        observed,
+                        ordered,
+                        held: None,
+                        ended: false,
+                        _call: call,
+                    })
+                }))
             }
             Err(Failure::Unavailable(unavailable)) => {
                 upstream.runtime.note(&unavailable);
@@ -176,12 +204,15 @@ fn answer(
     }
 }
 
-/// The body of an answer, unchanged; where the runtime goes away in the middle, the client gets `UNAVAILABLE` in the trailers, as its
+/// The body of an answer, unchanged, its trailers perhaps [held](super::order); where the runtime goes away in the middle, the client gets `UNAVAILABLE` in the trailers, as its
 /// library would report it.
 struct Answer {
     body: Incoming,
     runtime: Arc<Runtime>,
     observed: Option<ObservedCall>,
+    ordered: Option<OrderedCall>,
+    /// The trailers, and what they wait for.
+    held: Option<(BoxFuture<'static, ()>, HeaderMap)>,
     ended: bool,
     _call: CallInFlight,
 }
@@ -194,6 +225,13 @@ impl http_body::Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some((wait, trailers)) = &mut self.held {
+            ready!(wait.as_mut().poll(context));
+            let trailers = std::mem::take(trailers);
+            self.held = None;
+            self.ended = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         if self.ended {
             return Poll::Ready(None);
         }
@@ -219,11 +257,24 @@ impl http_body::Body for Answer {
                 self.observed = None;
             }
         }
-        Poll::Ready(Some(frame))
+        let Ok(frame) = frame else { return Poll::Ready(Some(frame)) };
+        if let (Some(ordered), Some(data)) = (&mut self.ordered, frame.data_ref()) {
+            ordered.data(data);
+        }
+        match frame.into_trailers() {
+            Ok(trailers) => match self.ordered.take().and_then(|ordered| ordered.wait(&trailers)) {
+                Some(wait) => {
+                    self.held = Some((wait, trailers));
+                    self.poll_frame(context)
+                }
+                None => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            },
+            Err(frame) => Poll::Ready(Some(Ok(frame))),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended || http_body::Body::is_end_stream(&self.body)
+        self.held.is_none() && (self.ended || http_body::Body::is_end_stream(&self.body))
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -14,7 +14,8 @@ use proptest::sample::Index;
 use prost::Message;
 
 use super::events::{Seen, Verdict};
-use super::requests::{First, wanted};
+use super::first::First;
+use super::requests::wanted;
 use super::testing::{body, framed};
 use kwitness_api::proto::CriMethod;
 use kwitness_cri::{Raw, events as wire, runtime as cri};
@@ -129,7 +130,7 @@ fn read(bytes: &[u8]) -> usize {
         decodes::<wire::ContainerStatusResponse>(bytes),
         decodes::<wire::ContainerStatus>(bytes),
         decodes::<wire::ContainerEventResponse>(bytes),
-        Seen::default().judge(bytes) != Verdict::Opaque,
+        Seen::default().judge(bytes, 0) != Verdict::Opaque,
     ];
     observed + decoded.into_iter().filter(|is| *is).count()
 }

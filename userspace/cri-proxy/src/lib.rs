@@ -4,6 +4,7 @@
 //!                        ┌─ every method, as raw HTTP/2 frames ─▶ the runtime's socket, one connection for each of the clients'
 //!                        │     └─ those that carry limits: observed ─▶ requests ─▶ the daemon's socket
 //!   kubelet ─▶ cri.sock ─┤
+//!                        │     └─ those that start something: their answers wait for their events (order)
 //!                        └─ GetContainerEvents ─▶ relay ─▶ the daemon's socket, or else the runtime's
 //! ```
 //!
@@ -17,12 +18,14 @@
 mod budget;
 mod counters;
 mod events;
+mod first;
 mod frontend;
 #[cfg(test)]
 mod fuzz;
 mod limits;
 mod listen;
 mod metrics;
+mod order;
 mod requests;
 mod runtime;
 #[cfg(test)]
@@ -43,12 +46,14 @@ pub use runtime::RuntimeSocket;
 use budget::Budget;
 use events::Timing;
 use frontend::Frontend;
+use hyper::HeaderMap;
 use kwitness_service::heartbeat::Heartbeat;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::memory::CountingAllocator;
 use kwitness_service::program::Program;
 use kwitness_service::{Limits, Listener, Signal, Signals, descriptors};
 use metrics::{Metrics, Sources};
+use order::Order;
 use runtime::Runtime;
 
 // What clients cost is measured.
@@ -121,6 +126,7 @@ fn serve(
     counters: Arc<Counters>,
     stop: CancellationToken,
 ) -> (Sources, impl Future<Output = ()>) {
+    let order = Order::new(timing.answer_held, Arc::clone(&counters));
     let (observer, reporting) = requests::start(daemon.clone(), Arc::clone(&counters));
     let (events, relay) = events::start(daemon, runtime.clone(), Arc::clone(&counters), timing);
     let runtime = Arc::new(Runtime::new(runtime, Arc::clone(&counters)));
@@ -134,13 +140,18 @@ fn serve(
     let tidied = Arc::clone(&runtime);
     let serving = async move {
         tokio::select! {
-            () = Frontend { runtime, events, observer, budget, counters }.serve(listener, stop) => {}
+            () = Frontend { runtime, events, observer, order, budget, counters }.serve(listener, stop) => {}
             () = tidied.tidy() => {}
             () = relay => {}
             () = reporting => {}
         }
     };
     (sources, serving)
+}
+
+/// gRPC's status code in headers or trailers, if they have one.
+fn status_code(headers: &HeaderMap) -> Option<i32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
 /// Serves metrics and probes. Not even that there is no thread for it is a reason to leave the kubelet without its runtime.

@@ -65,6 +65,13 @@ pub const CONTAINERS_SEEN: usize = 8192;
 /// Events on their way from a source to the relay, which never waits for a client: at more the source waits that moment.
 pub const EVENTS_FROM_SOURCE: usize = 64;
 
+/// How long the answer to a call that starts something waits for its event. Longer than the daemon takes on a node that starts many pods
+/// at once; far shorter than a kubelet waits for a call (2 min).
+pub const ANSWER_HELD: Duration = Duration::from_secs(5);
+
+/// Such answers at a time, of all clients; further ones are passed on at once. A kubelet starts fewer at a time.
+pub const ANSWERS_HELD: usize = 256;
+
 /// Observed calls at a time; further ones are not reported, which is counted. As many as the daemon accepts in one batch.
 pub const CALLS_OBSERVED: usize = kwitness_api::REQUESTS_MAX;
 

@@ -33,6 +33,11 @@ kwitness_service::metrics! {
         EVENTS_DUPLICATE: Counter, "kwitness_cri_proxy_events_duplicate_total", [], "Of these, dropped because they came before.";
         EVENTS_UNDECODED: Counter, "kwitness_cri_proxy_events_undecoded_total", [], "Of these, passed on undecoded.";
 
+        ANSWERS_HELD: Counter, "kwitness_cri_proxy_answers_held_total", [],
+            "Answers to StartContainer and RunPodSandbox held until the client had the event of the start.";
+        ANSWERS_BEFORE_EVENT: Counter, "kwitness_cri_proxy_answers_before_event_total", [],
+            "Of these, passed on without the event, because it did not come in time; the client's event stream was ended.";
+
         CALLS: Counter, "kwitness_cri_proxy_calls_total", [], "Calls passed on to the runtime, or tried to be.";
         CALLS_FAILED: Counter, "kwitness_cri_proxy_calls_failed_total", ["reason"],
             "Calls answered by the proxy: unavailable (no runtime) or memory (the connection's calls hold too much).";
@@ -123,6 +128,8 @@ impl Sources {
         received.add(["runtime"], counters.events_runtime.get());
         exposition.set(&EVENTS_DUPLICATE, counters.events_double.get());
         exposition.set(&EVENTS_UNDECODED, counters.events_opaque.get());
+        exposition.set(&ANSWERS_HELD, counters.answers_held.get());
+        exposition.set(&ANSWERS_BEFORE_EVENT, counters.answers_before_event.get());
 
         exposition.set(&CALLS, counters.calls.get());
         let mut failed = exposition.family(&CALLS_FAILED);

@@ -1,6 +1,7 @@
 //! The proxy between a client and a runtime of the tests: what passes.
 
 mod clients;
+mod order;
 mod runtimes;
 
 use std::sync::Arc;

@@ -85,12 +85,32 @@ mod state_file;
 pub mod status;
 pub mod watchdog;
 
+use kwitness_service::privileges::{CapabilitySet, Privilege};
+
 pub use guard::{HEARTBEAT, Options, run};
 pub use metrics::CATALOG;
 pub use orphans::{Recovered, recover};
 pub use program::{LEASE, ProgramError};
 pub use protected::Protected;
 pub use status::STATUS_SOCKET;
+
+/// What the guard and its watchdog keep of a process's capabilities, and why: the unit grants these, but for the last.
+pub const PRIVILEGES: [Privilege; 5] = [
+    Privilege { capability: CapabilitySet::BPF, purpose: "bpf(2): its program, its maps, and what it pins" },
+    Privilege {
+        capability: CapabilitySet::PERFMON,
+        purpose: "a program that reads kernel memory; the kprobe where there is no fentry",
+    },
+    Privilege { capability: CapabilitySet::KILL, purpose: "SIGCONT to processes of any user" },
+    Privilege {
+        capability: CapabilitySet::SYS_PTRACE,
+        purpose: "finding held processes again where /proc is mounted with hidepid",
+    },
+    Privilege {
+        capability: CapabilitySet::DAC_READ_SEARCH,
+        purpose: "a policy or a kubeconfig that belongs to another user",
+    },
+];
 
 /// Locked by the guard of this node: a second one does not start.
 pub const LOCK_FILE: &str = "/run/kwitness/guard.lock";

@@ -1,5 +1,5 @@
 //! What the long-running programs (daemon, proxy, exporter, guard) share: the listening socket and its connections, HTTP and
-//! metrics, the lock that keeps a second instance out, state files, the log, signals, memory, the service manager.
+//! metrics, the lock that keeps a second instance out, capabilities, state files, the log, signals, memory, the service manager.
 //!
 //! Owns no policy of any of them. Never knows what is served.
 
@@ -19,6 +19,7 @@ pub mod memory;
 pub mod metrics;
 mod notify;
 mod pid_namespace;
+pub mod privileges;
 pub mod program;
 mod signals;
 mod slots;

@@ -3,6 +3,8 @@
 //!
 //! Measuring is the program `kwitness-bench`'s. This chooses the node for it, and writes what it says of curves to files.
 
+#[path = "../../../tests/src/bin/bench/names.rs"]
+mod names;
 mod survival;
 mod svg;
 
@@ -39,7 +41,7 @@ const CURVE: &str = "{\"curve\":";
 #[command(group(clap::ArgGroup::new("sized").args(["curves", "pleg"])))]
 #[command(group(clap::ArgGroup::new("drawn").args(["curves", "survival"])))]
 #[command(after_help = "Examples:\n  \
-    cargo xtask bench --only latency\n  \
+    cargo xtask bench --only latency,proxy\n  \
     cargo xtask bench --curves --sizes 100,1000\n  \
     cargo xtask bench --curves --only rate --out docs/benchmarks\n  \
     cargo xtask bench --peers\n  \
@@ -78,9 +80,14 @@ pub struct Bench {
     /// Fill rates in megabytes per second, or max [default: 10,100,500,max]
     #[arg(long, value_name = "LIST", requires = "survival")]
     rates: Option<String>,
-    /// Only rows or curves of that name: `latency`, `growth`
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["peers", "pleg", "fleet", "survival"])]
-    only: Option<String>,
+    /// Only these rows, or with --curves these curves: `latency,proxy`, `growth`
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        conflicts_with_all = ["peers", "pleg", "fleet", "survival"]
+    )]
+    only: Vec<String>,
     /// Numbers of containers and cgroups (--curves) or of pods (--pleg), such as `100,1000`
     #[arg(long, value_name = "LIST", requires = "sized")]
     sizes: Option<String>,
@@ -96,6 +103,7 @@ pub struct Bench {
 
 /// Measures, and returns the program's exit status.
 pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> {
+    names::check(&bench.only, bench.curves).map_err(anyhow::Error::msg)?;
     let mut options = bench.options.clone();
     let flags = [
         ("--curves", bench.curves),
@@ -106,8 +114,9 @@ pub fn task(workspace: &Workspace, cache: &Cache, bench: &Bench) -> Result<i32> 
     ];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name.to_owned());
     let runs = bench.runs.map(|runs| runs.to_string());
+    let only = (!bench.only.is_empty()).then(|| bench.only.join(","));
     let values = [
-        ("--only", &bench.only),
+        ("--only", &only),
         ("--sizes", &bench.sizes),
         ("--nodes", &bench.nodes),
         ("--rate", &bench.rate),
@@ -201,4 +210,35 @@ fn write(out: &Path, lines: &[String]) -> Result<()> {
     }
     step::say("  --", "curves", &format!("{} curves in {}", lines.len(), out.display()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The program measures what the names promise, and an unknown name is refused with those that there are.
+    #[test]
+    fn a_name_that_selects_nothing_is_refused() {
+        let only = |names: &[&str], is_curves| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            names::check(&names, is_curves)
+        };
+        assert_eq!(only(&[], false), Ok(()));
+        assert_eq!(only(&["latency", "proxy"], false), Ok(()));
+        assert_eq!(only(&["growth"], true), Ok(()));
+        let unknown = only(&["latency", "growth"], false).unwrap_err();
+        assert!(unknown.starts_with("--only: no rows have the name \"growth\": latency, "), "{unknown}");
+        assert!(only(&[""], true).unwrap_err().ends_with(": growth, rate, tree"));
+    }
+
+    #[test]
+    fn each_name_is_measured() {
+        let program = include_str!("../../../tests/src/bin/bench/main.rs");
+        let rows = names::ROWS.map(|name| format!("if wanted(\"{name}\")"));
+        let curves = names::CURVES.map(|name| format!("if arguments.wants(\"{name}\")"));
+        for condition in rows.iter().chain(&curves) {
+            assert_eq!(program.matches(condition).count(), 1, "{condition}");
+        }
+        assert_eq!(program.matches("wanted(\"").count(), names::ROWS.len());
+    }
 }

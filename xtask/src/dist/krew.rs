@@ -35,8 +35,8 @@ pub fn manifest(version: &str, url: &str, archives: &[Archive]) -> Result<String
             "shortDescription": "What the kernel did to your containers",
             "description": "Container events, OOM kills and whose limit was hit, and whether CPU and memory\n\
                             limits are in effect, on all nodes in one table.\n",
-            "caveats": "Needs the kwitness DaemonSet in the cluster, and get and create of pods/portforward in its\n\
-                        namespace.\n",
+            "caveats": "Needs the kwitness DaemonSet in the cluster, and in its namespace list and watch of pods, get\n\
+                        and create of pods/portforward.\n",
             "platforms": platforms,
         },
     });

@@ -15,6 +15,7 @@ mod footprint;
 mod growth;
 mod latency;
 mod limits;
+mod names;
 mod overhead;
 mod peers;
 mod pins;
@@ -68,9 +69,9 @@ struct Arguments {
     /// Numbers of containers or cgroups (`--curves`), or of pods (`--pleg`), instead of the usual ones.
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<usize>,
-    /// Measure only what has this in its name.
-    #[arg(long)]
-    only: Option<String>,
+    /// Measure only these rows or curves.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     #[command(flatten)]
     survival: survival::Survival,
     #[command(subcommand)]
@@ -79,7 +80,7 @@ struct Arguments {
 
 impl Arguments {
     fn wants(&self, name: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 }
 
@@ -124,6 +125,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let mut arguments = Arguments::parse();
+    names::check(&arguments.only, arguments.curves).map_err(anyhow::Error::msg)?;
     match arguments.helper.take() {
         Some(Helper::Floor { socket, cgroup }) => current_thread()?.block_on(floor::serve(&socket, cgroup)),
         Some(Helper::Feed { socket, records }) => throughput::feed(&socket, records),

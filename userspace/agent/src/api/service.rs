@@ -22,6 +22,7 @@ use crate::cri::Resolver;
 use crate::cri_events::Events;
 use crate::engine::{Handle, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher};
+use crate::privileges;
 use crate::probe::Capabilities;
 use crate::reported::LimitReport;
 use crate::usage::{self, Subscription, Usage};
@@ -420,6 +421,7 @@ impl Kwitness for Service {
                 .chain(report.problems.iter().map(problem))
                 .collect(),
             kubernetes: kubernetes.map(|kubernetes| kubernetes.status(clock)),
+            privileges: privileges::held(),
         }))
     }
 }

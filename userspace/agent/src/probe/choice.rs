@@ -27,6 +27,7 @@ use super::{
     layout,
     pins::{self, Origin},
     report::{Capabilities, CapabilityReport, Reason, Refusal},
+    stats::StatsReader,
 };
 
 /// The directory of tracefs's `events` that all our classic tracepoints are in, but those of system calls.
@@ -37,8 +38,7 @@ const SYSCALL_EVENTS: (&str, &str) = ("sys_enter_write", "sys_exit_write");
 /// A program that serves a capability.
 pub(super) struct AttachedProgram {
     pub(super) capability: &'static str,
-    pub(super) name: &'static str,
-    pub(super) fd: OwnedFd,
+    pub(super) stats: StatsReader,
     /// Of a pinned link: the program stays attached while this process runs, whatever becomes of the pins.
     pub(super) _link: Option<OwnedFd>,
 }
@@ -121,7 +121,11 @@ impl Choice {
                 _ => None,
             };
             let (fd, link) = (fd.map_err(failed)?, link.transpose().map_err(failed)?);
-            programs.push(AttachedProgram { capability: self.capability.name, name, fd, _link: link });
+            programs.push(AttachedProgram {
+                capability: self.capability.name,
+                stats: StatsReader::new(name, fd),
+                _link: link,
+            });
         }
         Ok(programs)
     }

@@ -16,12 +16,15 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// Where bpffs is mounted by convention.
 const BPFFS_PATH: &str = "/sys/fs/bpf";
 const TRACEFS_PATH: &str = "/sys/kernel/tracing";
+const SECURITYFS_PATH: &str = "/sys/kernel/security";
 const LOCKDOWN_PATH: &str = "/sys/kernel/security/lockdown";
 
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 pub(super) const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
 /// `TRACEFS_MAGIC` of `include/uapi/linux/magic.h`.
 const TRACEFS_MAGIC: FsType = FsType(0x7472_6163);
+/// `SECURITYFS_MAGIC` of `include/uapi/linux/magic.h`.
+const SECURITYFS_MAGIC: FsType = FsType(0x7363_6673);
 
 /// One fact about the surroundings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,10 +169,16 @@ fn lockdown_check() -> Check {
             "confidentiality: no program may read kernel memory".to_owned(),
             Some(LOCKDOWN_REMEDY),
         ),
+        None if is_mounted(SECURITYFS_PATH, SECURITYFS_MAGIC) && !Path::new(LOCKDOWN_PATH).exists() => {
+            (Verdict::Good, "not built into this kernel".to_owned(), None)
+        }
         None => (
             Verdict::Unknown,
             format!("{LOCKDOWN_PATH} cannot be read"),
-            Some("mount securityfs as root: mount -t securityfs securityfs /sys/kernel/security"),
+            Some(
+                "mount securityfs as root: mount -t securityfs securityfs /sys/kernel/security (the chart: \
+                 securityfs.enabled)",
+            ),
         ),
     };
     Check { name: "lockdown", verdict, found, remedy }
@@ -205,7 +214,7 @@ fn tracefs_check() -> Check {
                 "not mounted on {TRACEFS_PATH}: exec and exit are seen by programs that this kernel can preempt, and \
                  what it then skips is reported as a gap"
             ),
-            remedy: Some("mount -t tracefs tracefs /sys/kernel/tracing"),
+            remedy: Some("mount -t tracefs tracefs /sys/kernel/tracing (the chart: tracefs.enabled)"),
         },
     }
 }

@@ -31,6 +31,7 @@ use super::{
     choice::AttachedProgram,
     error::{ProbeError, Result},
     pins::{self, Old, Paths},
+    stats::StatsReader,
     tracker::{SharesView, TrackedValue},
 };
 
@@ -85,7 +86,8 @@ impl OldPrograms {
                     pins::object(&path).map_err(|source| ProbeError::Program { program: name, source })
                 };
                 let (fd, link) = (open(old.paths().program(name))?, Some(open(old.paths().link(name))?));
-                programs.push(AttachedProgram { capability: capability.name, name, fd, _link: link });
+                let stats = StatsReader::new(name, fd);
+                programs.push(AttachedProgram { capability: capability.name, stats, _link: link });
             }
         }
         Ok(Self { old, programs })

@@ -27,7 +27,7 @@ use super::{
     pins::{self, Old, Unpinned},
     positions::Positions,
     report::Capabilities,
-    stats::{self, ProgramStats},
+    stats::ProgramStats,
     tracker::Tracker,
 };
 
@@ -154,13 +154,6 @@ impl Source {
 
     fn produced(&self) -> [u64; RINGS.len()] {
         self.positions.each_ref().map(Positions::produced)
-    }
-
-    /// The statistics of each attached program, and the name of the capability that it serves.
-    fn stats(&self) -> impl Iterator<Item = (&'static str, ProgramStats)> {
-        let programs = self.programs.iter();
-        programs
-            .map(|AttachedProgram { capability, name, fd, .. }| (*capability, stats::read(name, fd.as_fd())))
     }
 }
 
@@ -368,9 +361,9 @@ impl Running {
     /// are left out: there the next one finds what a skipped one would have.
     pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
         let mut skipped = BTreeMap::new();
-        for (capability, stats) in self.source.stats().filter(|(name, _)| *name != MEMORY_CHARGES) {
-            if let Some(misses) = stats.recursion_misses.filter(|misses| *misses > 0) {
-                *skipped.entry(capability).or_default() += misses;
+        for program in self.source.programs.iter().filter(|program| program.capability != MEMORY_CHARGES) {
+            if let Some(misses) = program.stats.recursion_misses().filter(|misses| *misses > 0) {
+                *skipped.entry(program.capability).or_default() += misses;
             }
         }
         skipped
@@ -388,7 +381,7 @@ impl Running {
 
     /// How often each attached program ran, and what the kernel says about it.
     pub fn program_stats(&self) -> Vec<ProgramStats> {
-        self.source.stats().map(|(_, stats)| stats).collect()
+        self.source.programs.iter().map(|program| program.stats.read()).collect()
     }
 }
 

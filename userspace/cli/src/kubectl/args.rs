@@ -7,8 +7,8 @@ use std::fmt::Write as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 
-use super::cluster::Connection;
 use super::complete;
+use super::connection::Connection;
 use super::failure::Failure;
 use super::targets;
 use crate::args::{Events, Ps, Status, Verify};
@@ -75,7 +75,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
             ("kubectl kwitness timeline web-0 -o html > web-0.html", "for a browser"),
         ],
     ),
-    ("status", &[("kubectl kwitness status", "is each daemon well?")]),
+    (
+        "status",
+        &[
+            ("kubectl kwitness status", "is each daemon well?"),
+            ("kubectl kwitness status --context prod --as jane", "may jane see that?"),
+        ],
+    ),
 ];
 
 fn examples(command: &str) -> String {

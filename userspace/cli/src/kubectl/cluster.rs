@@ -2,53 +2,30 @@
 //!
 //! Owns what is asked of it, and the words for what it refuses. Changes nothing there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Selector;
-use kwitness_api::Client;
+use kwitness_api::{Client, innermost};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-use super::failure::Failure;
+use super::connection::{Connection, RequestTimeout};
+use super::failure::{Failure, Request};
 use super::nodes::Nodes;
+use super::scope::Scope;
 use super::tunnel::{self, Tunnel};
 use crate::exit::{Code, NotHere};
-use crate::options::CONNECTION;
 
 /// Ports that are opened at a time: each costs the API server a call to a kubelet.
 const OPENING: usize = 32;
 /// How long that may take: less than a call waits.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
-
-/// Which cluster, which daemons.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Connection {
-    /// Show only these nodes
-    #[arg(long, global = true, value_delimiter = ',', value_name = "NODE", help_heading = CONNECTION)]
-    pub node: Vec<String>,
-    /// The kubeconfig file [default: KUBECONFIG, ~/.kube/config, or the pod's service account]
-    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION)]
-    pub kubeconfig: Option<PathBuf>,
-    /// The kubeconfig's context [default: the current one]
-    #[arg(long, global = true, value_name = "NAME", help_heading = CONNECTION)]
-    pub context: Option<String>,
-    /// The namespace of the daemons' pods
-    #[arg(long, global = true, value_name = "NAMESPACE", default_value = "kwitness", env = "KWITNESS_NAMESPACE", help_heading = CONNECTION)]
-    pub kwitness_namespace: String,
-    /// The label of the daemons' pods
-    #[arg(long, global = true, value_name = "SELECTOR", default_value = "app.kubernetes.io/name=kwitness", help_heading = CONNECTION)]
-    pub kwitness_selector: String,
-    /// The port of the daemons' API (setting api.listen)
-    #[arg(long, global = true, value_name = "PORT", default_value_t = 9769, help_heading = CONNECTION)]
-    pub kwitness_port: u16,
-}
 
 /// A cluster, as the kubeconfig names it.
 pub struct Cluster {
@@ -60,22 +37,10 @@ pub struct Cluster {
 impl Cluster {
     /// From the kubeconfig, or within a pod from its service account.
     pub async fn connect(connection: Connection) -> Result<Arc<Self>, Failure> {
-        let failed = |error: &dyn std::error::Error| {
-            Failure::new(Code::Configuration, format!("cannot use the kubeconfig: {error}"))
-        };
-        let options =
-            KubeConfigOptions { context: connection.context.clone(), ..KubeConfigOptions::default() };
-        let config = match &connection.kubeconfig {
-            Some(path) => {
-                let file = Kubeconfig::read_from(path).map_err(|error| failed(&error))?;
-                kube::Config::from_custom_kubeconfig(file, &options).await.map_err(|error| failed(&error))?
-            }
-            None if connection.context.is_some() => {
-                kube::Config::from_kubeconfig(&options).await.map_err(|error| failed(&error))?
-            }
-            None => kube::Config::infer().await.map_err(|error| failed(&error))?,
-        };
-        let client = kube::Client::try_from(config).map_err(|error| failed(&error))?;
+        let config = connection.config().await?;
+        let client = kube::Client::try_from(config).map_err(|error| {
+            Failure::new(Code::Configuration, format!("cannot use the kubeconfig: {}", innermost(&error)))
+        })?;
         Ok(Arc::new(Self { client, connection, opening: Semaphore::new(OPENING) }))
     }
 
@@ -93,7 +58,16 @@ impl Cluster {
     /// The nodes that have a daemon; of the named ones, each must.
     pub async fn nodes(self: &Arc<Self>) -> anyhow::Result<Nodes> {
         let Connection { kwitness_namespace: namespace, kwitness_selector: selector, .. } = &self.connection;
-        let daemons = by_node(self.daemons("").await?);
+        let pods = self.daemons("").await?;
+        if let Some((node, rivals)) = rivals(&pods) {
+            let text = format!(
+                "several DaemonSets have pods with the label {selector} on node {node} in namespace \"{namespace}\": {}; choose \
+                 one with --kwitness-selector app.kubernetes.io/instance=RELEASE",
+                rivals.join(", ")
+            );
+            return Err(Failure::new(Code::Configuration, text).into());
+        }
+        let daemons = by_node(&pods);
         if daemons.is_empty() {
             let text = format!(
                 "no pod in namespace \"{namespace}\" has the label {selector}: install the chart, or say where it is with \
@@ -106,17 +80,29 @@ impl Cluster {
             let text = format!("no daemon of kwitness on node \"{node}\" ({} nodes have one)", daemons.len());
             return Err(NotHere(text).into());
         }
-        let daemons = daemons.into_iter().filter(|(node, _)| self.is_wanted(node));
-        Ok(daemons
-            .map(|(node, pod)| {
-                let client = self.client(&node, pod);
-                (node, client)
-            })
-            .collect())
+        Ok(self.wanted(daemons).map(|(node, pod)| (node.clone(), self.client(&node, pod))).collect())
+    }
+
+    /// Of each node that was asked for, the pod of its daemon, among these.
+    pub fn daemons_of<'a>(
+        &self,
+        pods: impl IntoIterator<Item = &'a Pod>,
+    ) -> impl Iterator<Item = (String, String)> {
+        self.wanted(by_node(pods))
+    }
+
+    fn wanted(&self, daemons: BTreeMap<String, String>) -> impl Iterator<Item = (String, String)> {
+        daemons.into_iter().filter(|(node, _)| self.is_wanted(node))
+    }
+
+    /// Where the daemons' pods are.
+    pub fn scope_of_daemons(&self) -> Scope {
+        let Connection { kwitness_namespace, kwitness_selector, .. } = &self.connection;
+        Scope::new(Some(kwitness_namespace.clone()), kwitness_selector.clone())
     }
 
     /// A client of the daemon on a node. Every connection looks for the pod anew, but the first, which goes to `pod`.
-    fn client(self: &Arc<Self>, node: &str, pod: String) -> Client {
+    pub fn client(self: &Arc<Self>, node: &str, pod: String) -> Client {
         let (cluster, of_node, pod) = (Arc::clone(self), node.to_owned(), Mutex::new(Some(pod)));
         tunnel::client(node, move || {
             let (cluster, node) = (Arc::clone(&cluster), of_node.clone());
@@ -137,82 +123,118 @@ impl Cluster {
             Some(pod) => pod,
             None => {
                 let pods = self.daemons(node).await.map_err(|failure| failure.into_io())?;
-                by_node(pods).remove(node).ok_or_else(|| io::Error::other("its daemon has no pod"))?
+                by_node(&pods).remove(node).ok_or_else(|| io::Error::other("its daemon has no pod"))?
             }
         };
         let namespace = &self.connection.kwitness_namespace;
         let port = self.connection.kwitness_port;
         let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
-        let forwarder = pods.portforward(&pod, &[port]).await.map_err(|error| {
-            Failure::of(&error, &format!("cannot forward a port of pod {namespace}/{pod}")).into_io()
-        })?;
+        let request = Request { verb: "create", resource: "pods/portforward", namespace: Some(namespace) };
+        let forwarder = self.answered(request, pods.portforward(&pod, &[port])).await;
+        let forwarder = forwarder.map_err(Failure::into_io)?;
         Tunnel::new(forwarder, port).ok_or_else(|| io::Error::other("the port is not forwarded"))
     }
 
     /// The daemons' pods, of one node or of all.
     async fn daemons(&self, node: &str) -> Result<Vec<Pod>, Failure> {
-        let mut which = ListParams::default().labels(&self.connection.kwitness_selector);
+        let scope = self.scope_of_daemons();
+        let mut which = scope.list_params();
         if !node.is_empty() {
             which = which.fields(&format!("spec.nodeName={node}"));
         }
-        self.pods(Some(&self.connection.kwitness_namespace), &which).await
+        self.list(&scope, &which).await
     }
 
-    /// The pods of a namespace, or of all.
-    pub async fn pods(&self, namespace: Option<&str>, which: &ListParams) -> Result<Vec<Pod>, Failure> {
-        let (pods, what) = match namespace {
-            Some(namespace) => (
-                Api::<Pod>::namespaced(self.client.clone(), namespace),
-                format!("cannot list pods in namespace \"{namespace}\""),
-            ),
-            None => (Api::<Pod>::all(self.client.clone()), "cannot list pods in all namespaces".to_owned()),
-        };
-        let pods = pods.list(which).await.map_err(|error| Failure::of(&error, &what))?;
-        Ok(pods.items)
+    /// The pods of a scope.
+    pub async fn pods(&self, scope: &Scope) -> Result<Vec<Pod>, Failure> {
+        self.list(scope, &scope.list_params()).await
     }
 
-    /// The pods of the workloads of that name.
-    pub async fn pods_of(
+    async fn list(&self, scope: &Scope, which: &ListParams) -> Result<Vec<Pod>, Failure> {
+        let pods = self.api(scope);
+        Ok(self.answered(scope.request("list"), pods.list(which)).await?.items)
+    }
+
+    /// What lists and watches the pods of a scope.
+    pub fn api(&self, scope: &Scope) -> Api<Pod> {
+        match &scope.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    /// Where the pods of the workloads of that name are.
+    pub async fn scopes_of(
         &self,
         workload: &ApiResource,
         name: &str,
         namespace: Option<&str>,
-    ) -> Result<Vec<Pod>, Failure> {
+    ) -> Result<Vec<Scope>, Failure> {
         let api = match namespace {
             Some(namespace) => {
                 Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, workload)
             }
             None => Api::<DynamicObject>::all_with(self.client.clone(), workload),
         };
-        let what = format!("cannot list {}", workload.plural);
+        let request = Request { verb: "list", resource: &workload.plural, namespace };
         let named = ListParams::default().fields(&format!("metadata.name={name}"));
-        let workloads = api.list(&named).await.map_err(|error| Failure::of(&error, &what))?;
-        let mut pods = Vec::new();
-        for workload in workloads {
+        let workloads = self.answered(request, api.list(&named)).await?;
+        let scope = |workload: DynamicObject| {
             let selector = serde_json::from_value::<LabelSelector>(workload.data["spec"]["selector"].clone());
-            let selector = selector.ok().and_then(|selector| Selector::try_from(selector).ok());
-            let Some(selector) = selector else { continue };
-            let which = ListParams::default().labels_from(&selector);
-            pods.extend(self.pods(workload.metadata.namespace.as_deref(), &which).await?);
-        }
-        Ok(pods)
+            let selector = Selector::try_from(selector.ok()?).ok()?;
+            Some(Scope::new(workload.metadata.namespace, selector.to_string()))
+        };
+        Ok(workloads.into_iter().filter_map(scope).collect())
+    }
+
+    /// What the API server answers, if that is in time.
+    async fn answered<T>(
+        &self,
+        request: Request<'_>,
+        answer: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Failure> {
+        let answer = match self.connection.request_timeout {
+            Some(RequestTimeout(Some(limit))) => timeout(limit, answer).await.map_err(|_| {
+                let text = format!(
+                    "cannot {request}: the API server did not answer within {} s (--request-timeout)",
+                    limit.as_secs_f32()
+                );
+                Failure::new(Code::Unreachable, text)
+            })?,
+            _ => answer.await,
+        };
+        answer.map_err(|error| Failure::of(&error, request))
     }
 }
 
+/// The first node on which several DaemonSets have a pod, and their names: which of them is meant, nothing says.
+fn rivals(pods: &[Pod]) -> Option<(&str, Vec<&str>)> {
+    let mut owners: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        let of_pod = pod.metadata.owner_references.iter().flatten().find(|owner| owner.kind == "DaemonSet");
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        if let Some((node, owner)) = node.zip(of_pod) {
+            owners.entry(node).or_default().insert(&owner.name);
+        }
+    }
+    let (node, owners) = owners.into_iter().find(|(_, owners)| owners.len() > 1)?;
+    Some((node, owners.into_iter().collect()))
+}
+
 /// Of each node the pod that runs, or else one that will or did.
-fn by_node(pods: Vec<Pod>) -> BTreeMap<String, String> {
+fn by_node<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> BTreeMap<String, String> {
     let mut best = BTreeMap::new();
     for pod in pods {
-        let Some(node) = pod.spec.and_then(|spec| spec.node_name) else { continue };
-        let Some(name) = pod.metadata.name else { continue };
-        let runs = pod.status.and_then(|status| status.phase).is_some_and(|phase| phase == "Running");
-        let rank = (runs, pod.metadata.deletion_timestamp.is_none());
-        let known: &mut (_, String) = best.entry(node).or_insert_with(|| (rank, name.clone()));
+        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) else { continue };
+        let Some(name) = &pod.metadata.name else { continue };
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_ref());
+        let rank = (phase.is_some_and(|phase| phase == "Running"), pod.metadata.deletion_timestamp.is_none());
+        let known: &mut (_, &String) = best.entry(node).or_insert((rank, name));
         if known.0 < rank {
             *known = (rank, name);
         }
     }
-    best.into_iter().map(|(node, (_, name))| (node, name)).collect()
+    best.into_iter().map(|(node, (_, name))| (node.clone(), name.clone())).collect()
 }
 
 #[cfg(test)]
@@ -243,6 +265,25 @@ mod tests {
         ];
         let expected = [("worker-1", "new"), ("worker-2", "coming")];
         let expected = expected.map(|(node, pod)| (node.to_owned(), pod.to_owned()));
-        assert_eq!(by_node(pods), expected.into());
+        assert_eq!(by_node(&pods), expected.into());
+    }
+
+    #[test]
+    fn two_daemon_sets_on_a_node_are_rivals_and_on_two_nodes_they_are_not() {
+        let pod = |owner: &str, node: &str, is_deleted: bool| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {
+                    "name": owner,
+                    "deletionTimestamp": is_deleted.then_some("2026-01-02T03:04:05Z"),
+                    "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "DaemonSet", "name": owner, "uid": owner }],
+                },
+                "spec": { "nodeName": node, "containers": [] },
+            }))
+            .unwrap()
+        };
+        let apart = [pod("a", "worker-1", false), pod("b", "worker-2", false), pod("b", "worker-1", true)];
+        assert_eq!(rivals(&apart), None);
+        let together = [pod("b", "worker-2", false), pod("a", "worker-2", false)];
+        assert_eq!(rivals(&together), Some(("worker-2", vec!["a", "b"])));
     }
 }

@@ -10,6 +10,7 @@ use clap_complete::engine::CompletionCandidate;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams};
 
+use super::connection::Connection;
 use crate::complete::matching;
 
 /// The name by which kubectl calls for completion.
@@ -67,11 +68,25 @@ fn listed(
         return BTreeSet::new();
     };
     let names = async {
-        let client = kube::Client::try_default().await?;
-        list(client, ListParams::default().limit(LISTED)).await
+        let line: Vec<_> = std::env::args().collect();
+        let client = kube::Client::try_from(connection(&line).config().await.ok()?).ok()?;
+        list(client, ListParams::default().limit(LISTED)).await.ok()
     };
     let names = runtime.block_on(async { tokio::time::timeout(LIMIT, names).await });
-    names.ok().and_then(Result::ok).unwrap_or_default()
+    names.ok().flatten().unwrap_or_default()
+}
+
+/// Which cluster the command line is about that is completed, and as whom.
+fn connection(line: &[String]) -> Connection {
+    let value = |name| option(line.iter().cloned(), &[name]);
+    Connection {
+        kubeconfig: value("--kubeconfig").map(Into::into),
+        context: value("--context"),
+        cluster: value("--cluster"),
+        user: value("--user"),
+        as_user: value("--as"),
+        ..Connection::default()
+    }
 }
 
 /// The value of an option on the command line that is completed.
@@ -98,5 +113,14 @@ mod tests {
         assert_eq!(namespace("kubectl kwitness events -n prod -p we"), Some("prod".into()));
         assert_eq!(namespace("kubectl kwitness events --namespace=prod"), Some("prod".into()));
         assert_eq!(namespace("kubectl kwitness events"), None);
+    }
+
+    #[test]
+    fn the_cluster_of_the_command_line_is_used() {
+        let line = "kubectl kwitness --context=test events --as jane -p we".split(' ').map(str::to_owned);
+        let connection = connection(&line.collect::<Vec<_>>());
+        assert_eq!(connection.context.as_deref(), Some("test"));
+        assert_eq!(connection.as_user.as_deref(), Some("jane"));
+        assert_eq!(connection.cluster, None);
     }
 }

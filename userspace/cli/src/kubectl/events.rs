@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  a task a node: Watch (resumes by epoch and number) ──▶ queue ──▶ Merge (order of time) ──▶ one table
-//!  every REFRESH: which nodes, which pods? ──▶ more tasks, other filters
+//!  pods change (watch): which nodes, which pods? ──▶ more tasks, other filters
 //! ```
 //!
 //! Owns who is followed. How a stream is resumed, and what a loss is, the client knows: a gap is an event of its node.
@@ -16,13 +16,13 @@ use kwitness_api::client::{Error as ClientError, Item};
 use kwitness_api::proto::{self, WatchRequest};
 use kwitness_api::{Client, Source, Timestamp};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::cluster::Cluster;
 use super::failure::Missing;
 use super::merge::Merge;
-use super::nodes::Nodes;
-use super::targets::Targets;
+use super::targets::{self, Targets};
+use super::watch::{Change, MOST, Pods};
 use crate::args::Events;
 use crate::connect::Outage;
 use crate::events::Printer;
@@ -32,8 +32,8 @@ use crate::options::Filter;
 use crate::output::{OfNode, note};
 use crate::text::Moment;
 
-/// How often the API server is asked for new nodes and pods.
-const REFRESH: Duration = Duration::from_secs(10);
+/// Changes of pods are looked at together for so long: a rollout has many.
+const SETTLE: Duration = Duration::from_millis(250);
 /// Batches on their way from the nodes. A full queue makes the nodes' daemons wait, and at last report a gap.
 const QUEUE: usize = 64;
 
@@ -78,12 +78,18 @@ pub async fn run(cluster: Arc<Cluster>, filter: Filter, options: Events) -> anyh
     printer.header()?;
     let (send, receive) = mpsc::channel(QUEUE);
     let mut followed = Followed { kinds, filters: BTreeMap::new(), send };
-    followed.extend(&nodes, &targets, |node| match ends.remove(node) {
+    let client = |node: &str| nodes.get(node).cloned();
+    followed.extend(nodes.names(), client, &targets, |node| match ends.remove(node) {
         Some(after) => WatchRequest { after, ..Default::default() },
         // It did not answer; what it has from the time that was asked for comes when it does.
         None => WatchRequest { since: since.map(|since| since.before(Utc::now())), ..Default::default() },
     });
-    follow(&cluster, &filter, followed, receive, printer, began).await
+    let mut scopes = vec![cluster.scope_of_daemons()];
+    if targets::needs_pods(&filter) {
+        scopes.extend(targets::scopes(&cluster, &filter).await?);
+    }
+    let pods = Pods::watch(&cluster, scopes);
+    follow(&cluster, &filter, pods, followed, receive, printer, began).await
 }
 
 fn now() -> Timestamp {
@@ -103,9 +109,15 @@ struct Followed {
 
 impl Followed {
     /// Follows nodes that are new, beginning with `request`; asks the others for the pods that there are now.
-    fn extend(&mut self, nodes: &Nodes, targets: &Targets, mut request: impl FnMut(&str) -> WatchRequest) {
-        for node in nodes.names() {
-            let (Some(client), Some(filter)) = (nodes.get(node), targets.on(node)) else { continue };
+    fn extend<'a>(
+        &mut self,
+        nodes: impl Iterator<Item = &'a str>,
+        client: impl Fn(&str) -> Option<Client>,
+        targets: &Targets,
+        mut request: impl FnMut(&str) -> WatchRequest,
+    ) {
+        for node in nodes {
+            let Some(filter) = targets.on(node) else { continue };
             let filter = proto::Filter { kinds: self.kinds.clone(), ..filter };
             if let Some(known) = self.filters.get(node) {
                 known.send_if_modified(|known| {
@@ -116,10 +128,11 @@ impl Followed {
                 });
                 continue;
             }
+            let Some(client) = client(node) else { continue };
             let request = WatchRequest { filter: Some(filter.clone()), ..request(node) };
             let (sender, filters) = watch::channel(filter);
             self.filters.insert(node.to_owned(), sender);
-            tokio::spawn(follow_node(node.into(), client.clone(), request, filters, self.send.clone()));
+            tokio::spawn(follow_node(node.into(), client, request, filters, self.send.clone()));
         }
     }
 }
@@ -155,19 +168,16 @@ async fn follow_node(
 async fn follow(
     cluster: &Arc<Cluster>,
     filter: &Filter,
+    mut pods: Pods,
     mut followed: Followed,
     mut receive: mpsc::Receiver<Received>,
     mut printer: Printer,
-    mut refreshed: Timestamp,
+    began: Timestamp,
 ) -> anyhow::Result<Code> {
     let mut merge = Merge::new();
     let mut outages: BTreeMap<Arc<str>, Outage> = BTreeMap::new();
     let (mut ended, mut missing) = (0, Missing::default());
-    let mut refresh = interval(REFRESH);
-    refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first tick comes at once.
-    refresh.tick().await;
-    let mut is_refused = false;
+    let mut look: Option<Instant> = None;
     loop {
         let due = merge.due();
         tokio::select! {
@@ -193,21 +203,34 @@ async fn follow(
                 }
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-            _ = refresh.tick() => {
-                let at = now();
-                match look(cluster, filter).await {
-                    Ok((nodes, targets)) => {
-                        let since = Some(refreshed);
-                        followed.extend(&nodes, &targets, |_| WatchRequest { since, ..Default::default() });
-                        refreshed = at;
-                        if std::mem::take(&mut is_refused) {
-                            note("the API server answers again");
+            changes = pods.changed() => {
+                for change in changes {
+                    match change {
+                        Change::Pods => _ = look.get_or_insert_with(|| Instant::now() + SETTLE),
+                        Change::Failed(failure) if failure.is_denied() => {
+                            note(&format!("{failure}; until then pods are listed about every 30 s"));
                         }
+                        Change::Failed(failure) => {
+                            note(&format!("{failure}; new pods and nodes are not followed until it answers"));
+                        }
+                        Change::Recovered => note("the API server answers again"),
+                        Change::Full => note(&format!(
+                            "more than {MOST} pods match: some are not followed; narrow them with -n or -l"
+                        )),
                     }
-                    Err(error) if !std::mem::replace(&mut is_refused, true) => {
-                        note(&format!("{error:#}; new pods and nodes are not followed until it answers"));
-                    }
-                    Err(_) => {}
+                }
+            }
+            () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
+                look = None;
+                if let Some(found) = pods.known()
+                    && let Some(((_, daemons), found)) = found.split_first()
+                {
+                    let (targets, _) = Targets::among(filter, found);
+                    let daemons: BTreeMap<_, _> = cluster.daemons_of(daemons).collect();
+                    let client = |node: &str| Some(cluster.client(node, daemons.get(node)?.clone()));
+                    // One that is new has nothing from before that has been shown.
+                    let request = |_: &str| WatchRequest { since: Some(began), ..Default::default() };
+                    followed.extend(daemons.keys().map(String::as_str), client, &targets, request);
                 }
             }
         }
@@ -221,9 +244,4 @@ async fn follow(
         }
     }
     Ok(missing.code(Code::Success))
-}
-
-async fn look(cluster: &Arc<Cluster>, filter: &Filter) -> anyhow::Result<(Nodes, Targets)> {
-    let nodes = cluster.nodes().await?;
-    Ok((nodes, Targets::find(cluster, filter).await?.0))
 }

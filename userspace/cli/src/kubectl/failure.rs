@@ -1,5 +1,6 @@
 //! What went wrong between here and the nodes, and what the exit code says of it.
 
+use std::fmt;
 use std::io;
 
 use kwitness_api::client::Error as ClientError;
@@ -7,6 +8,25 @@ use kwitness_api::{SourceError, innermost};
 
 use crate::exit::Code;
 use crate::output::note;
+
+/// A request to the API server, in the words of RBAC.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub verb: &'static str,
+    pub resource: &'a str,
+    /// All of them, if none.
+    pub namespace: Option<&'a str>,
+}
+
+impl fmt::Display for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { verb, resource, namespace } = self;
+        match namespace {
+            Some(namespace) => write!(f, "{verb} {resource} in namespace \"{namespace}\""),
+            None => write!(f, "{verb} {resource} in all namespaces"),
+        }
+    }
+}
 
 /// A failure, in words that say what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,25 +42,49 @@ impl Failure {
         Self { code, text: text.into() }
     }
 
-    /// Of a call to the API server, which was to do `what`.
-    pub fn of(error: &kube::Error, what: &str) -> Self {
+    /// Of a request to the API server.
+    pub fn of(error: &kube::Error, request: Request<'_>) -> Self {
         match error {
-            kube::Error::Api(status) if matches!(status.code, 401 | 403) => Self::new(
-                Code::Denied,
-                format!("{what}: {}; see docs/kubectl.md for the Role", status.message),
-            ),
-            kube::Error::Api(status) => Self::new(Code::Failure, format!("{what}: {}", status.message)),
+            kube::Error::Api(status) if status.code == 403 => {
+                let Request { verb, resource, .. } = request;
+                let text = format!(
+                    "not allowed to {request}: grant the verb \"{verb}\" on {resource} there (docs/kubectl.md has the \
+                     Role); the API server: {}",
+                    status.message
+                );
+                Self::new(Code::Denied, text)
+            }
+            kube::Error::Api(status) if status.code == 401 => {
+                let text = format!(
+                    "cannot {request}: the API server does not accept the credentials; log in again, or choose others with \
+                     --context or --user"
+                );
+                Self::new(Code::Denied, text)
+            }
+            kube::Error::Api(status) => {
+                Self::new(Code::Failure, format!("cannot {request}: {}", status.message))
+            }
+            kube::Error::Auth(error) => {
+                let cause = innermost(error);
+                let text = format!("cannot {request}: no credentials: {cause}; check the kubeconfig's user");
+                Self::new(Code::Configuration, text)
+            }
             error => {
                 let cause = innermost(error);
-                Self::new(Code::Unreachable, format!("{what}: the API server does not answer: {cause}"))
+                let text = format!("cannot {request}: the API server does not answer: {cause}");
+                Self::new(Code::Unreachable, text)
             }
         }
     }
 
+    /// Whether it is a right that is missing.
+    pub fn is_denied(&self) -> bool {
+        self.code == Code::Denied
+    }
+
     /// For a connection: the client distinguishes permission from reachability by the kind.
     pub fn into_io(self) -> io::Error {
-        let kind =
-            if self.code == Code::Denied { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
+        let kind = if self.is_denied() { io::ErrorKind::PermissionDenied } else { io::ErrorKind::Other };
         io::Error::new(kind, self.text)
     }
 
@@ -62,7 +106,10 @@ impl From<ClientError> for Failure {
         match error {
             ClientError::PermissionDenied { address } => Self::new(
                 Code::Denied,
-                format!("{address}: the port-forward is forbidden; see docs/kubectl.md for the Role"),
+                format!(
+                    "{address}: the port-forward is forbidden: grant the verbs \"get\" and \"create\" on pods/portforward \
+                     in the daemons' namespace (docs/kubectl.md has the Role)"
+                ),
             ),
             ClientError::Unreachable { address, reason } => Self::new(
                 Code::Unreachable,
@@ -115,17 +162,23 @@ mod tests {
 
     use super::*;
 
+    const REQUEST: Request<'static> = Request { verb: "watch", resource: "pods", namespace: Some("prod") };
+
     #[test]
     fn what_is_forbidden_and_what_does_not_answer_are_distinguished() {
         let refused = Status::failure("pods is forbidden: User \"x\"", "Forbidden").with_code(403);
-        let refused = Failure::of(&kube::Error::Api(refused.boxed()), "cannot list pods");
+        let refused = Failure::of(&kube::Error::Api(refused.boxed()), REQUEST);
         assert_eq!(refused.code, Code::Denied);
-        assert!(
-            refused.text.starts_with("cannot list pods: pods is forbidden: User \"x\"; see docs/kubectl.md")
-        );
+        let said = "not allowed to watch pods in namespace \"prod\": grant the verb \"watch\" on pods there";
+        assert!(refused.text.starts_with(said) && refused.text.ends_with("User \"x\""), "{refused}");
         assert_eq!(refused.into_io().kind(), io::ErrorKind::PermissionDenied);
+        let unknown = Status::failure("Unauthorized", "Unauthorized").with_code(401);
+        let unknown = Failure::of(&kube::Error::Api(unknown.boxed()), Request { namespace: None, ..REQUEST });
+        assert_eq!(unknown.code, Code::Denied);
+        assert!(unknown.text.starts_with("cannot watch pods in all namespaces: "), "{unknown}");
+        assert!(unknown.text.contains("log in again"), "{unknown}");
         let missing = Status::failure("pods \"a\" not found", "NotFound").with_code(404);
-        assert_eq!(Failure::of(&kube::Error::Api(missing.boxed()), "x").code, Code::Failure);
+        assert_eq!(Failure::of(&kube::Error::Api(missing.boxed()), REQUEST).code, Code::Failure);
         let address = Address::Node("worker-1".into());
         let gone = ClientError::Unreachable { address, reason: "connection refused".into() };
         let gone = Failure::from(gone);

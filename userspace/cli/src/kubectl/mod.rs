@@ -3,6 +3,7 @@
 //! ```text
 //!  API server ── pods ─────────▶ cluster    which nodes have a daemon
 //!      │                         targets    which pods are meant, on which nodes, with which limits
+//!      │                         watch      the same, as they change
 //!      └─ pods/portforward ────▶ tunnel ──▶ kwitness_api::Client, one a node
 //!                                              └─▶ events (merge), commands ──▶ the tables of `kwitness`
 //! ```
@@ -14,12 +15,15 @@ mod args;
 mod cluster;
 mod commands;
 mod complete;
+mod connection;
 mod events;
 mod failure;
 mod merge;
 mod nodes;
+mod scope;
 mod targets;
 mod tunnel;
+mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -50,7 +54,7 @@ pub fn main() -> ExitCode {
     Failure::code(connect::run(run(connection, command))).into()
 }
 
-async fn run(connection: cluster::Connection, command: Command) -> anyhow::Result<Code> {
+async fn run(connection: connection::Connection, command: Command) -> anyhow::Result<Code> {
     command.check()?;
     let cluster = Cluster::connect(connection).await?;
     let filter = command.filter(cluster.default_namespace());

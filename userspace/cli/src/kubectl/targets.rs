@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use kube::api::{ApiResource, ListParams};
+use kube::api::ApiResource;
 use kube::core::GroupVersionKind;
 use kwitness_api::proto;
 
 use super::cluster::Cluster;
 use super::failure::Failure;
+use super::scope::Scope;
 use crate::exit::{Code, NotHere};
 use crate::options::Filter;
 use crate::{quantities, select};
@@ -37,20 +38,35 @@ pub struct Targets {
 impl Targets {
     /// Those of a filter, and what it names that is not there: then what may still come.
     pub async fn find(cluster: &Cluster, filter: &Filter) -> Result<(Self, Option<NotHere>), Failure> {
-        if filter.pod.is_empty() && filter.label.is_empty() {
-            return Ok((Self { filter: select::literally(filter), pods: None }, None));
+        match needs_pods(filter) {
+            true => Ok(Self::among(filter, &found(cluster, filter).await?)),
+            false => Ok(Self::of_everything(filter)),
         }
-        Ok(match pods(cluster, filter).await? {
+    }
+
+    /// Those of a filter that needs no pods of the API server.
+    fn of_everything(filter: &Filter) -> (Self, Option<NotHere>) {
+        (Self { filter: select::literally(filter), pods: None }, None)
+    }
+
+    /// The same, among the pods of the filter's scopes.
+    pub fn among(filter: &Filter, found: &[(Scope, Vec<Pod>)]) -> (Self, Option<NotHere>) {
+        if !needs_pods(filter) {
+            return Self::of_everything(filter);
+        }
+        match selected(filter, found) {
             Ok(pods) => {
                 let filter = proto::Filter { containers: filter.container.clone(), ..Default::default() };
                 (Self { filter, pods: Some(pods) }, None)
             }
             Err(not_here) => {
-                // A daemon compares names, but knows no labels of pods that are to come.
-                let pods = (!filter.label.is_empty()).then(Vec::new);
+                // A daemon compares names, but knows no labels and no workloads of pods that are to come.
+                let is_unknown =
+                    !filter.label.is_empty() || filter.pod.iter().any(|text| workload(text).is_some());
+                let pods = is_unknown.then(Vec::new);
                 (Self { filter: select::literally(filter), pods }, Some(not_here))
             }
-        })
+        }
     }
 
     /// What the daemon of a node is asked for; none: it has none of them.
@@ -64,39 +80,74 @@ impl Targets {
     }
 }
 
+/// Whether a filter is compared with the API server's pods.
+pub fn needs_pods(filter: &Filter) -> bool {
+    !filter.pod.is_empty() || !filter.label.is_empty()
+}
+
 /// The pods that a filter is about.
 pub async fn pods(cluster: &Cluster, filter: &Filter) -> Result<Result<Vec<Pod>, NotHere>, Failure> {
+    Ok(selected(filter, &found(cluster, filter).await?))
+}
+
+/// The pods of a filter's scopes.
+async fn found(cluster: &Cluster, filter: &Filter) -> Result<Vec<(Scope, Vec<Pod>)>, Failure> {
+    let mut found = Vec::new();
+    for scope in scopes(cluster, filter).await? {
+        let pods = cluster.pods(&scope).await?;
+        found.push((scope, pods));
+    }
+    Ok(found)
+}
+
+/// Where the pods are that a filter may be about. A workload's selector does not change as long as it lives.
+pub async fn scopes(cluster: &Cluster, filter: &Filter) -> Result<Vec<Scope>, Failure> {
     let namespaces: Vec<_> = match &*filter.namespace {
         [] => vec![None],
         some => some.iter().map(|namespace| Some(namespace.as_str())).collect(),
     };
-    let mut wanted = Filter { pod: Vec::new(), ..filter.clone() };
-    let mut here = BTreeMap::new();
+    let mut scopes = Vec::new();
     for text in &filter.pod {
-        let Some((workload, name)) = workload(text) else {
-            wanted.pod.push(text.clone());
-            continue;
-        };
-        let mut found = Vec::new();
+        let Some((workload, name)) = workload(text) else { continue };
+        let before = scopes.len();
         for namespace in &namespaces {
-            found.extend(cluster.pods_of(&workload, name, *namespace).await?);
+            let of_workload = cluster.scopes_of(&workload, name, *namespace).await?;
+            scopes
+                .extend(of_workload.into_iter().map(|scope| Scope { workload: Some(text.clone()), ..scope }));
         }
-        if found.is_empty() {
-            return Err(Failure::new(Code::NotHere, format!("there is no \"{text}\", or it has no pods")));
+        if scopes.len() == before {
+            return Err(Failure::new(Code::NotHere, format!("there is no \"{text}\"")));
         }
-        wanted.pod.extend(found.iter().filter_map(uid_of).map(str::to_owned));
-        here.extend(found.into_iter().filter_map(|pod| Some((uid_of(&pod)?.to_owned(), pod))));
     }
-    // The pods of workloads are here by now.
+    // The pods of workloads have scopes by now.
     if filter.pod.is_empty() || filter.pod.iter().any(|text| workload(text).is_none()) {
         let labels: Vec<_> = filter.label.iter().map(ToString::to_string).collect();
-        let which = ListParams::default().labels(&labels.join(","));
-        for namespace in &namespaces {
-            let found = cluster.pods(*namespace, &which).await?;
-            here.extend(found.into_iter().filter_map(|pod| Some((uid_of(&pod)?.to_owned(), pod))));
+        let selector = labels.join(",");
+        let scope = |namespace: Option<&str>| Scope::new(namespace.map(str::to_owned), selector.clone());
+        scopes.extend(namespaces.into_iter().map(scope));
+    }
+    Ok(scopes)
+}
+
+/// The pods that a filter is about, among those of its scopes.
+fn selected(filter: &Filter, found: &[(Scope, Vec<Pod>)]) -> Result<Vec<Pod>, NotHere> {
+    let mut wanted = Filter { pod: Vec::new(), ..filter.clone() };
+    for text in &filter.pod {
+        if workload(text).is_none() {
+            wanted.pod.push(text.clone());
+            continue;
+        }
+        let is_its = |(scope, _): &&(Scope, Vec<Pod>)| scope.workload.as_ref() == Some(text);
+        let before = wanted.pod.len();
+        let of_workload = found.iter().filter(is_its).flat_map(|(_, pods)| pods);
+        wanted.pod.extend(of_workload.filter_map(uid_of).map(str::to_owned));
+        if wanted.pod.len() == before {
+            return Err(NotHere(format!("\"{text}\" has no pods")));
         }
     }
-    Ok(among(here.into_values().collect(), &wanted))
+    let pods = found.iter().flat_map(|(_, pods)| pods);
+    let here: BTreeMap<_, _> = pods.filter_map(|pod| Some((uid_of(pod)?, pod))).collect();
+    among(here.into_values().cloned().collect(), &wanted)
 }
 
 /// Whether it is the kind in `kind/name`, and not a namespace.
@@ -254,6 +305,26 @@ mod tests {
         assert_eq!(targets.on("worker-3"), None);
         let everything = Targets { filter: proto::Filter::default(), pods: None };
         assert_eq!(everything.on("worker-3"), Some(proto::Filter::default()));
+    }
+
+    #[test]
+    fn a_workload_is_its_pods_and_waits_for_them() {
+        let by_name = Scope::new(Some("prod".to_owned()), String::new());
+        let of_workload = Scope { workload: Some("deploy/web".to_owned()), ..by_name.clone() };
+        let web = vec![pod("prod", "web-0", "worker-1"), pod("prod", "web-1", "worker-2")];
+        let uids = |targets: &Targets, node: &str| targets.on(node).map(|filter| filter.pods);
+        let deployment = filter(&["deploy/web"], &["prod"], &[]);
+        let (targets, not_here) = Targets::among(&deployment, &[(of_workload.clone(), web.clone())]);
+        assert_eq!(not_here, None);
+        assert_eq!(uids(&targets, "worker-2"), Some(vec!["uid-web-1".to_owned()]));
+        let (targets, not_here) = Targets::among(&deployment, &[(of_workload.clone(), Vec::new())]);
+        assert_eq!(not_here, Some(NotHere("\"deploy/web\" has no pods".to_owned())));
+        assert_eq!(uids(&targets, "worker-1"), None, "no daemon knows it");
+        let both = filter(&["deploy/web", "db-0"], &["prod"], &[]);
+        let found = [(of_workload, web), (by_name, vec![pod("prod", "db-0", "worker-2")])];
+        let (targets, _) = Targets::among(&both, &found);
+        let expected = ["uid-db-0", "uid-web-1"].map(str::to_owned).to_vec();
+        assert_eq!(uids(&targets, "worker-2"), Some(expected));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use kwitness_cri_proxy::{Options, RuntimeSocket};
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
+use kwitness_service::privileges::{CapabilitySet, keep_only};
 
 #[derive(Debug, clap::Args)]
 pub struct CriProxy {
@@ -34,6 +35,8 @@ pub struct CriProxy {
 
 pub fn run(options: CriProxy, socket: Option<OsString>) -> anyhow::Result<Code> {
     let CriProxy { listen, runtime_endpoint, log_level, log_format, http_listen } = options;
+    // Before there is another thread. Its sockets are its user's and its groups'.
+    keep_only(CapabilitySet::empty())?;
     let _log = log::start(&log_level, log_format)?;
     let daemon = connect::path(socket.unwrap_or_else(|| kwitness_api::DEFAULT_SOCKET.into()))?;
     let runtime = RuntimeSocket::parse(&runtime_endpoint);

@@ -9,6 +9,7 @@ use super::{setting, socket_setting};
 use crate::exit::Code;
 use kwitness_agent::config::Config;
 use kwitness_agent::daemon::Options;
+use kwitness_agent::privileges::Setup;
 use kwitness_agent::reload::Reload;
 use kwitness_service::log;
 
@@ -42,6 +43,8 @@ const WORKERS: usize = 2;
 const READERS: usize = 4;
 
 pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
+    // Before there is another thread.
+    let setup = Setup::start()?;
     let Daemon { config, mut set, runtime_endpoint, log_level, record, unpin } = options;
     set.extend(socket_setting(socket)?);
     set.extend(runtime_endpoint.map(|endpoint| setting("runtime.endpoint", endpoint)));
@@ -57,7 +60,7 @@ pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
         .build()
         .context("cannot start the runtime")?;
     let options = Options { record, unpin, reload };
-    let ended = runtime.block_on(kwitness_agent::daemon::run(config, options));
+    let ended = runtime.block_on(kwitness_agent::daemon::run(config, options, setup));
     // A read that is under way is nothing to wait for.
     runtime.shutdown_background();
     ended.map(|()| Code::Success)

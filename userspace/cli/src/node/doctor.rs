@@ -4,6 +4,8 @@
 mod kubernetes;
 mod memory_pressure;
 mod namespaces;
+mod privileges;
+mod runtime;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -14,14 +16,14 @@ use std::time::Duration;
 use anstyle::AnsiColor;
 use serde::Serialize;
 
-use crate::capabilities::capabilities_table;
+use crate::capabilities::{capabilities_table, privileges_table};
 use crate::connect::connect;
 use crate::exit::Code;
 use crate::options::Output as OutputArgs;
 use crate::output::{Format, Output};
 use crate::table::{Cell, Fit, Table};
 use kwitness_agent::cgroupfs::{self, CgroupFs, Roots, Subtree};
-use kwitness_agent::config::{Config, RuntimeChoice};
+use kwitness_agent::config::Config;
 use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::pressure;
@@ -31,7 +33,6 @@ use kwitness_agent::wire::{capability, problem};
 use kwitness_api::client::Error;
 use kwitness_api::proto;
 use kwitness_core::model::Problem;
-use kwitness_cri::find_socket;
 
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
@@ -53,6 +54,9 @@ struct Report {
     kernel: String,
     checks: Vec<Finding>,
     capabilities: Vec<proto::Capability>,
+    /// What a running daemon holds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    privileges: Vec<proto::Privilege>,
 }
 
 /// A fact about the node.
@@ -109,12 +113,15 @@ async fn examine(config: &Config, socket: OsString) -> Report {
         kernel: environment::kernel_release(),
         checks,
         capabilities: Vec::new(),
+        privileges: Vec::new(),
     };
     match status {
         Ok((address, status)) => {
-            // The daemon has its own privileges.
+            // The daemon has its own.
             report.checks.retain(|check| check.name != PRIVILEGES);
-            report.checks.extend([runtime_of(&status.runtime.unwrap_or_default()), statistics()]);
+            report.checks.extend(privileges::finding(&status.privileges));
+            report.privileges = status.privileges;
+            report.checks.extend([runtime::of_daemon(&status.runtime.unwrap_or_default()), statistics()]);
             report.checks.extend(status.kubernetes.as_ref().map(kubernetes::watch));
             report.checks.push(Finding::good("daemon", format!("version {} at {address}", status.version)));
             report.checks.extend(status.problems.into_iter().map(Finding::from));
@@ -122,7 +129,7 @@ async fn examine(config: &Config, socket: OsString) -> Report {
             report.capabilities = status.capabilities;
         }
         Err(error) => {
-            report.checks.extend([runtime(&config.runtime), statistics()]);
+            report.checks.extend([runtime::found(&config.runtime), statistics()]);
             report.checks.extend(outside_roots(config).await);
             let remedy = match error {
                 Error::PermissionDenied { .. } => "run with sudo, or join the group of its socket",
@@ -274,41 +281,6 @@ fn pinned(config: &Config) -> Finding {
     Finding::good(NAME, format!("{kept}; {outage}"))
 }
 
-/// The daemon's status of the runtime.
-fn runtime_of(status: &proto::RuntimeStatus) -> Finding {
-    const NAME: &str = "runtime";
-    let proto::RuntimeStatus { endpoint, name, version, error, .. } = status;
-    match (endpoint.as_str(), error.as_str()) {
-        ("", "") => Finding::good(NAME, "not used (runtime.endpoint is \"none\")"),
-        (endpoint, "") => Finding::good(NAME, format!("{name} {version} at {endpoint}")),
-        (_, error) => Finding::new(
-            NAME,
-            Verdict::Degraded,
-            format!("{endpoint}: {error}"),
-            "start the runtime, mount its socket into the container, or name it with runtime.endpoint",
-        ),
-    }
-}
-
-/// What a daemon with this configuration would find.
-fn runtime(choice: &RuntimeChoice) -> Finding {
-    const NAME: &str = "runtime";
-    let found = match choice {
-        RuntimeChoice::Never => return Finding::good(NAME, "not used (runtime.endpoint is \"none\")"),
-        RuntimeChoice::Auto => find_socket(),
-        RuntimeChoice::Socket(socket) => Some(&**socket).filter(|path| path.exists()),
-    };
-    match found {
-        Some(path) => Finding::good(NAME, path.display().to_string()),
-        None => Finding::new(
-            NAME,
-            Verdict::Degraded,
-            "no socket of a container runtime: names of pods and containers stay unknown",
-            "start the runtime, mount its socket into the container, or name it with runtime.endpoint",
-        ),
-    }
-}
-
 /// The containers that a daemon with this configuration would not see; none: there are none, or that cannot be found out.
 async fn outside_roots(config: &Config) -> Option<Finding> {
     /// The longest that a call may take.
@@ -355,6 +327,10 @@ fn tables(report: &Report, width: Option<usize>) -> String {
     if !report.capabilities.is_empty() {
         text += "\n";
         text += &capabilities_table(&report.capabilities, width);
+    }
+    if !report.privileges.is_empty() {
+        text += "\n";
+        text += &privileges_table(&report.privileges, width);
     }
     text
 }
@@ -437,6 +413,10 @@ mod tests {
                     ..Default::default()
                 },
             ],
+            privileges: vec![proto::Privilege {
+                name: "CAP_BPF".into(),
+                purpose: "bpf(2): read the maps".into(),
+            }],
         };
         let shown = |is_wide| {
             let tables = anstream::adapter::strip_str(&tables(&report, None)).to_string();
@@ -454,26 +434,11 @@ mod tests {
             kernel: "6.18.1".into(),
             checks: vec![Finding::new(PRIVILEGES, Verdict::Fatal, "missing CAP_BPF", "run as root")],
             capabilities: Vec::new(),
+            privileges: Vec::new(),
         };
         let lines = lines(&report, false);
         assert_eq!(lines.iter().filter(|line| line.contains("sudo kwitness doctor")).count(), 1, "{lines:?}");
         assert_eq!(lines.len(), 3, "{lines:?}");
-    }
-
-    #[test]
-    fn a_daemons_runtime_is_what_the_daemon_says() {
-        let status = |error: &str| proto::RuntimeStatus {
-            endpoint: "/run/cri.sock".into(),
-            name: "containerd".into(),
-            version: "v2".into(),
-            error: error.into(),
-        };
-        let found = |error: &str| {
-            let Finding { verdict, found, .. } = runtime_of(&status(error));
-            (verdict, found)
-        };
-        assert_eq!(found(""), ("good".to_owned(), "containerd v2 at /run/cri.sock".to_owned()));
-        assert_eq!(found("gone"), ("degraded".to_owned(), "/run/cri.sock: gone".to_owned()));
     }
 
     #[test]
@@ -489,6 +454,7 @@ mod tests {
             kernel: "6.18.1".into(),
             checks: vec![Finding::new("tracefs", Verdict::Degraded, "not mounted", "mount it")],
             capabilities: vec![capability("a", &[]), capability("b", &["c"]), capability("", &["d"])],
+            privileges: Vec::new(),
         };
         assert_eq!(lines(&report, false).last().map(String::as_str), Some("OK with 3 limitations."));
     }

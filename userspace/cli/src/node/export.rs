@@ -10,6 +10,7 @@ use kwitness_export::{CollectorOptions, DEFAULT_STATE, Header, MetricsOptions, M
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
+use kwitness_service::privileges::{CapabilitySet, keep_only};
 
 use crate::connect;
 use crate::describe;
@@ -83,6 +84,8 @@ pub fn run(options: Export, socket: Option<OsString>) -> anyhow::Result<Code> {
         log_format,
         http_listen,
     } = options;
+    // Before there is another thread. Its files and the daemon's socket are its user's and its groups'.
+    keep_only(CapabilitySet::empty())?;
     let _log = log::start(&log_level, log_format)?;
     // Not by clap, whose error has the value.
     let headers = otlp_header.iter().map(|text| text.parse::<Header>()).collect::<Result<Vec<_>, _>>();

@@ -11,10 +11,11 @@ use kwitness_guard::policy::Policy;
 use kwitness_guard::raise::Kubernetes;
 use kwitness_guard::raise::{Cri, Raiser};
 use kwitness_guard::status::{self, Status};
-use kwitness_guard::{Options, dry_run, watchdog};
+use kwitness_guard::{Options, PRIVILEGES, dry_run, watchdog};
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
+use kwitness_service::privileges::{Privilege, keep_only};
 
 use crate::connect;
 use crate::exit::Code;
@@ -107,6 +108,8 @@ pub fn run(mut options: Guard, socket: Option<OsString>) -> anyhow::Result<Code>
     if options.dry_run {
         return connect::run(show_dry_run(read(&file)?, daemon, options.uses_kubernetes()));
     }
+    // Before there is another thread; the watchdog inherits what is left.
+    keep_only(Privilege::set(&PRIVILEGES))?;
     let log = log::start(&options.log_level, options.log_format);
     connect::run_to_its_end(async move {
         // Whatever fails from here on, nothing that an ended guard held stays stopped.
@@ -278,9 +281,11 @@ mod tests {
         ] {
             assert!(has(line), "{line}");
         }
-        for capability in ["BPF", "PERFMON", "KILL", "SYS_PTRACE"] {
-            assert!(has(&format!("CapabilityBoundingSet=CAP_{capability}")), "{capability}");
-        }
+        let granted = unit.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        let mut kept = PRIVILEGES.map(|privilege| privilege.name()).to_vec();
+        // The unit's files are root's.
+        assert_eq!(kept.pop().as_deref(), Some("CAP_DAC_READ_SEARCH"));
+        assert_eq!(granted.collect::<Vec<_>>(), kept);
         assert!(
             Path::new(kwitness_guard::LOCK_FILE).starts_with("/run/kwitness")
                 && has("RuntimeDirectory=kwitness")

@@ -22,7 +22,7 @@
 //! kubelet must not rely on it: when no source has events for a while, which the kubelet then learns as it does without a proxy, or when this
 //! client does not read.
 //!
-//! Owns the choice of source and the memory of forwarded events. Never makes up an event, never delays a source.
+//! Owns the choice of source and the memory of forwarded events, and knows which of them a connection was sent. Never makes up an event, never delays a source.
 
 mod seen;
 mod source;
@@ -31,7 +31,7 @@ mod subscribers;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,12 +45,10 @@ use tonic::{Request, Response, Status};
 use super::counters::Counters;
 use super::limits;
 use super::runtime::RuntimeSocket;
-use kwitness_service::Peer;
-#[cfg(test)]
-pub use seen::EventName;
-pub use seen::{Seen, Verdict};
+pub use seen::{EventName, Seen, Verdict};
 pub use source::SourceKind;
 use source::{CloseReason, Source, Update, follow};
+pub use subscribers::ConnectionId;
 use subscribers::{End, Subscribers};
 
 /// The method's path.
@@ -66,14 +64,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The times, shorter in tests.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    silent: Duration,
-    overlap: Duration,
-    patience: Duration,
+    /// See [`SILENT`].
+    pub silent: Duration,
+    /// See [`OVERLAP`].
+    pub overlap: Duration,
+    /// See [`PATIENCE`].
+    pub patience: Duration,
+    /// See [`limits::ANSWER_HELD`].
+    pub answer_held: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { silent: SILENT, overlap: OVERLAP, patience: PATIENCE }
+        Self { silent: SILENT, overlap: OVERLAP, patience: PATIENCE, answer_held: limits::ANSWER_HELD }
     }
 }
 
@@ -81,10 +84,16 @@ impl Default for Timing {
 #[derive(Clone, Debug)]
 pub struct Events {
     subscribers: Subscribers,
+    seen: Arc<Mutex<Seen>>,
     counters: Arc<Counters>,
     in_use: InUse,
-    /// Whose calls these are.
-    of: Peer,
+}
+
+/// One connection's side.
+#[derive(Clone, Debug)]
+pub struct ConnectionEvents {
+    events: Events,
+    connection: ConnectionId,
 }
 
 /// Which source serves the clients, if one does; the relay says so.
@@ -108,31 +117,59 @@ struct GetEventsRequest {}
 /// What a client gets.
 pub type Stream = futures_util::stream::BoxStream<'static, Result<Bytes, Status>>;
 
-impl tonic::server::ServerStreamingService<Bytes> for Events {
+impl tonic::server::ServerStreamingService<Bytes> for ConnectionEvents {
     type Response = Bytes;
     type ResponseStream = Stream;
     type Future = std::future::Ready<Result<Response<Stream>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         std::future::ready(match GetEventsRequest::decode(request.into_inner()) {
-            Ok(GetEventsRequest {}) => {
-                self.counters.event_streams.count();
-                let (one, ended) = self.subscribers.add(self.of);
-                if ended {
-                    self.counters.event_streams_exhausted.count();
-                }
-                one.map(|one| Response::new(one.into_stream().boxed()))
-            }
+            Ok(GetEventsRequest {}) => self.events.subscribe(self.connection),
             // grpc-go's code and words.
             Err(error) => Err(Status::internal(format!("grpc: error unmarshalling request: {error}"))),
         })
     }
 }
 
+impl ConnectionEvents {
+    /// Whether events come on this connection.
+    pub fn come(&self) -> bool {
+        self.events.source().is_some() && self.events.subscribers.has(self.connection)
+    }
+
+    /// Whether an event was sent on each of the connection's streams, or will come on none.
+    pub fn were_sent(&self, event: &EventName) -> bool {
+        if !self.come() {
+            return true;
+        }
+        let number = lock(&self.events.seen).number(event);
+        number.is_some_and(|number| self.events.subscribers.has_taken(self.connection, number))
+    }
+
+    /// Waits until [`Self::were_sent`].
+    pub async fn wait_until_sent(&self, event: &EventName) {
+        self.events.subscribers.wait_until_taken(|| self.were_sent(event)).await;
+    }
+
+    /// Ends the connection's streams: something is missing on them.
+    pub fn end(&self, status: &Status) {
+        self.events.subscribers.end_of(self.connection, &Err(status.clone()));
+    }
+}
+
 impl Events {
-    /// The same for one client's calls.
-    pub fn of(&self, client: Peer) -> Self {
-        Self { of: client, ..self.clone() }
+    /// For a new connection.
+    pub fn of_connection(&self, connection: ConnectionId) -> ConnectionEvents {
+        ConnectionEvents { events: self.clone(), connection }
+    }
+
+    fn subscribe(&self, connection: ConnectionId) -> Result<Response<Stream>, Status> {
+        self.counters.event_streams.count();
+        let (subscriber, was_full) = self.subscribers.add(connection);
+        if was_full {
+            self.counters.event_streams_exhausted.count();
+        }
+        Ok(Response::new(subscriber?.into_stream().boxed()))
     }
 
     /// Which source serves the clients; none: there are none, or neither source has answered yet.
@@ -160,11 +197,12 @@ pub fn start(
 ) -> (Events, impl Future<Output = ()>) {
     let subscribers = Subscribers::default();
     let in_use = InUse::default();
+    let seen = Arc::<Mutex<Seen>>::default();
     let events = Events {
         subscribers: subscribers.clone(),
+        seen: Arc::clone(&seen),
         counters: Arc::clone(&counters),
         in_use: in_use.clone(),
-        of: Peer::default(),
     };
     let relay = Relay {
         daemon: Source::Daemon(daemon),
@@ -173,7 +211,8 @@ pub fn start(
         counters,
         in_use,
         timing,
-        seen: Seen::default(),
+        seen,
+        forwarded: 0,
         refused: None,
     };
     (events, relay.run())
@@ -186,7 +225,9 @@ struct Relay {
     counters: Arc<Counters>,
     in_use: InUse,
     timing: Timing,
-    seen: Seen,
+    seen: Arc<Mutex<Seen>>,
+    /// How many events were forwarded: the number of the last one.
+    forwarded: u64,
     /// No source has events: the runtime's status. Clients got it, and new ones get it at once, until a source has events.
     refused: Option<End>,
 }
@@ -341,7 +382,9 @@ impl Relay {
             SourceKind::Runtime => &self.counters.events_runtime,
         }
         .count();
-        match self.seen.judge(event) {
+        let number = self.forwarded + 1;
+        let verdict = lock(&self.seen).judge(event, number);
+        match verdict {
             Verdict::Double => return self.counters.events_double.count(),
             Verdict::New => {}
             Verdict::Opaque => {
@@ -353,12 +396,17 @@ impl Relay {
                 self.counters.events_opaque.count();
             }
         }
-        let overflowed = self.subscribers.send(event);
+        self.forwarded = number;
+        let overflowed = self.subscribers.send(number, event);
         if overflowed > 0 {
             tracing::warn!(streams = overflowed, "a client read its events too slowly: its stream was ended");
             self.counters.event_streams_overflowed.add(overflowed);
         }
     }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Never without a time.

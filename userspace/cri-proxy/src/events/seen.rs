@@ -37,24 +37,36 @@ pub enum Verdict {
 /// The memory.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// The kinds that were forwarded of each container, a bit each.
-    containers: HashMap<Arc<[u8]>, u8>,
+    containers: HashMap<Arc<[u8]>, Forwarded>,
     /// Oldest first.
     order: VecDeque<Arc<[u8]>>,
 }
 
+/// What was forwarded of a container.
+#[derive(Clone, Copy, Debug)]
+struct Forwarded {
+    /// The kinds, a bit each.
+    kinds: u8,
+    /// The number of the last event.
+    last: u64,
+}
+
+/// The bit of a kind; none: it is one that the CRI of today does not have.
+fn bit(kind: i32) -> Option<u8> {
+    u32::try_from(kind).ok().and_then(|kind| 1_u8.checked_shl(kind))
+}
+
 impl Seen {
-    /// Judges an event, and remembers it.
-    pub fn judge(&mut self, event: &[u8]) -> Verdict {
+    /// Judges an event, and remembers it with the number that it gets if it is forwarded.
+    pub fn judge(&mut self, event: &[u8], number: u64) -> Verdict {
         let Ok(EventName { container_id, kind }) = EventName::decode(event) else { return Verdict::Opaque };
-        let Some(bit) = u32::try_from(kind).ok().and_then(|kind| 1_u8.checked_shl(kind)) else {
-            // A kind that the CRI of today does not have.
+        let Some(bit) = bit(kind) else { return Verdict::New };
+        if let Some(forwarded) = self.containers.get_mut(&*container_id) {
+            if forwarded.kinds & bit != 0 {
+                return Verdict::Double;
+            }
+            *forwarded = Forwarded { kinds: forwarded.kinds | bit, last: number };
             return Verdict::New;
-        };
-        if let Some(kinds) = self.containers.get_mut(&*container_id) {
-            let verdict = if *kinds & bit == 0 { Verdict::New } else { Verdict::Double };
-            *kinds |= bit;
-            return verdict;
         }
         if self.order.len() >= limits::CONTAINERS_SEEN
             && let Some(oldest) = self.order.pop_front()
@@ -63,8 +75,14 @@ impl Seen {
         }
         let id: Arc<[u8]> = container_id.into();
         self.order.push_back(Arc::clone(&id));
-        self.containers.insert(id, bit);
+        self.containers.insert(id, Forwarded { kinds: bit, last: number });
         Verdict::New
+    }
+
+    /// The number up to which everything must have been sent for that event to be among it; none: it has not come yet.
+    pub fn number(&self, event: &EventName) -> Option<u64> {
+        let forwarded = self.containers.get(&*event.container_id)?;
+        (forwarded.kinds & bit(event.kind)? != 0).then_some(forwarded.last)
     }
 }
 
@@ -76,7 +94,21 @@ mod tests {
     const DELETED: i32 = 3;
 
     fn judge(seen: &mut Seen, id: &str, kind: i32) -> Verdict {
-        seen.judge(&EventName { container_id: id.into(), kind }.encode_to_vec())
+        seen.judge(&EventName { container_id: id.into(), kind }.encode_to_vec(), 0)
+    }
+
+    #[test]
+    fn an_event_that_was_forwarded_has_a_number() {
+        let named = |id: &str, kind| EventName { container_id: id.into(), kind };
+        let mut seen = Seen::default();
+        seen.judge(&named("a", 0).encode_to_vec(), 7);
+        assert_eq!(seen.number(&named("a", 0)), Some(7));
+        assert_eq!(seen.number(&named("a", 1)), None, "another kind");
+        assert_eq!(seen.number(&named("b", 0)), None, "another container");
+        seen.judge(&named("a", 1).encode_to_vec(), 8);
+        seen.judge(&named("a", 1).encode_to_vec(), 9);
+        assert_eq!(seen.number(&named("a", 1)), Some(8), "a duplicate is not forwarded");
+        assert_eq!(seen.number(&named("a", 9)), None);
     }
 
     /// containerd reports the stop after the deletion when a container that has just exited is removed at once (1.7), and reports no
@@ -120,10 +152,10 @@ mod tests {
     #[test]
     fn what_is_no_message_is_opaque_and_a_bad_name_is_not() {
         let mut seen = Seen::default();
-        assert_eq!(seen.judge(b"\xff\xff\xff"), Verdict::Opaque);
+        assert_eq!(seen.judge(b"\xff\xff\xff", 0), Verdict::Opaque);
         // A sandbox status (4) whose id (1) is not UTF-8, and a container id that is not.
         let event = b"\x0a\x02\xc3\x28\x10\x02\x22\x04\x0a\x02\xff\xfe";
-        assert_eq!(seen.judge(event), Verdict::New);
-        assert_eq!(seen.judge(event), Verdict::Double);
+        assert_eq!(seen.judge(event, 0), Verdict::New);
+        assert_eq!(seen.judge(event, 0), Verdict::Double);
     }
 }

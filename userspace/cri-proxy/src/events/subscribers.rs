@@ -19,17 +19,29 @@ use kwitness_service::{Held, Peer, gives_way};
 /// How a stream ends.
 pub type End = Result<(), Status>;
 
+/// A client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionId {
+    /// Its number, of all that this process accepted.
+    pub number: u64,
+    /// Whose it is.
+    pub of: Peer,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
-    events: VecDeque<Bytes>,
+    /// Each with its number.
+    events: VecDeque<(u64, Bytes)>,
     bytes: usize,
+    /// The number of the last event that was taken from it, or else of the last one before the subscription.
+    taken: u64,
     /// After what is in the queue.
     end: Option<End>,
 }
 
 #[derive(Debug)]
 struct Shared {
-    of: Peer,
+    connection: ConnectionId,
     queue: Mutex<Queue>,
     changed: Notify,
 }
@@ -51,39 +63,60 @@ impl Shared {
     }
 }
 
-/// All subscribers.
-#[derive(Clone, Debug)]
-pub struct Subscribers(watch::Sender<Vec<Arc<Shared>>>);
+#[derive(Debug, Default)]
+struct All {
+    subscribers: Vec<Arc<Shared>>,
+    /// The number of the last event.
+    last: u64,
+}
 
-impl Default for Subscribers {
-    fn default() -> Self {
-        Self(watch::Sender::new(Vec::new()))
+impl All {
+    /// Ends a stream of the client with most, for one more of another's.
+    fn make_room(&mut self, of: Peer) -> bool {
+        let mut clients: BTreeMap<Peer, Held> = BTreeMap::new();
+        for (newest, one) in (0..).zip(&self.subscribers) {
+            let by = one.connection.of;
+            let held = clients.entry(by).or_insert(Held { by, count: 0, newest });
+            *held = Held { by, count: held.count + 1, newest };
+        }
+        let other = gives_way(clients.values().copied(), of, limits::EVENT_STREAMS_KEPT);
+        let newest =
+            other.and_then(|other| self.subscribers.iter().rposition(|one| one.connection.of == other));
+        let Some(newest) = newest else { return false };
+        let ended = self.subscribers.remove(newest);
+        ended.cut("another client subscribes to events, and this one has most streams");
+        true
     }
+}
+
+/// All subscribers.
+#[derive(Clone, Debug, Default)]
+pub struct Subscribers {
+    all: watch::Sender<All>,
+    /// An event was taken, or a stream has ended.
+    progress: Arc<Notify>,
 }
 
 impl Subscribers {
     /// One more of that client, and whether there were [`limits::EVENT_STREAMS`]: then one of another's has ended for it, or it is
     /// refused.
-    pub fn add(&self, of: Peer) -> (Result<Subscriber, Status>, bool) {
-        let shared = Arc::new(Shared { of, queue: Mutex::default(), changed: Notify::new() });
-        let mut was_full = false;
-        let added = self.0.send_if_modified(|all| {
-            was_full = all.len() >= limits::EVENT_STREAMS;
-            if was_full {
-                // The newest is the last.
-                let held = all.iter().zip(0..).map(|(one, newest)| Held { by: one.of, count: 1, newest });
-                let Some(other) =
-                    gives_way(by_client(held).values().copied(), of, limits::EVENT_STREAMS_KEPT)
-                else {
-                    return false;
-                };
-                let Some(newest) = all.iter().rposition(|one| one.of == other) else { return false };
-                all.remove(newest).cut("another client subscribes to events, and this one has most streams");
+    pub fn add(&self, connection: ConnectionId) -> (Result<Subscriber, Status>, bool) {
+        let (mut added, mut was_full) = (None, false);
+        self.all.send_if_modified(|all| {
+            was_full = all.subscribers.len() >= limits::EVENT_STREAMS;
+            if was_full && !all.make_room(connection.of) {
+                return false;
             }
-            all.push(Arc::clone(&shared));
+            let queue = Mutex::new(Queue { taken: all.last, ..Queue::default() });
+            let shared = Arc::new(Shared { connection, queue, changed: Notify::new() });
+            all.subscribers.push(Arc::clone(&shared));
+            added = Some(shared);
             true
         });
-        let subscriber = added.then(|| Subscriber { shared, all: self.clone() });
+        if was_full {
+            self.progress.notify_waiters();
+        }
+        let subscriber = added.map(|shared| Subscriber { shared, all: self.clone() });
         let refused = || {
             let max = limits::EVENT_STREAMS;
             Status::resource_exhausted(format!(
@@ -93,10 +126,24 @@ impl Subscribers {
         (subscriber.ok_or_else(refused), was_full)
     }
 
-    /// Queues an event for every client; returns how many overflowed, whose streams end.
-    pub fn send(&self, event: &Bytes) -> u64 {
+    /// Queues an event for every client; returns how many overflowed, whose streams end. Numbers ascend.
+    pub fn send(&self, number: u64, event: &Bytes) -> u64 {
         let mut overflowed = 0;
-        for subscriber in &*self.0.borrow() {
+        // Nobody waits for this change.
+        self.all.send_if_modified(|all| {
+            all.last = number;
+            overflowed = Self::queue(&all.subscribers, number, event);
+            false
+        });
+        if overflowed > 0 {
+            self.progress.notify_waiters();
+        }
+        overflowed
+    }
+
+    fn queue(subscribers: &[Arc<Shared>], number: u64, event: &Bytes) -> u64 {
+        let mut overflowed = 0;
+        for subscriber in subscribers {
             let mut queue = subscriber.lock();
             if queue.end.is_some() {
                 continue;
@@ -111,7 +158,7 @@ impl Subscribers {
                 continue;
             }
             queue.bytes += event.len();
-            queue.events.push_back(event.clone());
+            queue.events.push_back((number, event.clone()));
             drop(queue);
             subscriber.changed.notify_one();
         }
@@ -120,40 +167,75 @@ impl Subscribers {
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.borrow().len()
+        self.all.borrow().subscribers.len()
+    }
+
+    /// Whether a connection has a stream that has not ended.
+    pub fn has(&self, connection: ConnectionId) -> bool {
+        self.open(connection, |_| true)
+    }
+
+    /// Whether every stream of a connection has taken what was sent up to that number.
+    pub fn has_taken(&self, connection: ConnectionId, number: u64) -> bool {
+        !self.open(connection, |queue| queue.taken < number)
+    }
+
+    fn open(&self, connection: ConnectionId, is: impl Fn(&Queue) -> bool) -> bool {
+        self.all.borrow().subscribers.iter().any(|subscriber| {
+            let queue = subscriber.lock();
+            subscriber.connection == connection && queue.end.is_none() && is(&queue)
+        })
+    }
+
+    /// Waits for a condition on what streams have taken.
+    pub async fn wait_until_taken(&self, condition: impl Fn() -> bool) {
+        loop {
+            let progress = self.progress.notified();
+            tokio::pin!(progress);
+            // From now on, nothing is missed.
+            progress.as_mut().enable();
+            if condition() {
+                return;
+            }
+            progress.await;
+        }
     }
 
     /// Ends every stream; returns how many.
     pub fn end_all(&self, end: &End) -> u64 {
-        let all = self.0.borrow();
-        all.iter().for_each(|subscriber| subscriber.end(end.clone()));
-        all.len() as u64
+        self.end_where(|_| true, end)
+    }
+
+    /// Ends a connection's streams.
+    pub fn end_of(&self, connection: ConnectionId, end: &End) {
+        self.end_where(|of| of == connection, end);
+    }
+
+    fn end_where(&self, is: impl Fn(ConnectionId) -> bool, end: &End) -> u64 {
+        let mut count = 0;
+        for subscriber in self.all.borrow().subscribers.iter().filter(|subscriber| is(subscriber.connection))
+        {
+            subscriber.end(end.clone());
+            count += 1;
+        }
+        self.progress.notify_waiters();
+        count
     }
 
     /// Waits until a client is subscribed.
     pub async fn wait_until_used(&self) {
-        self.wait_for(|all| !all.is_empty()).await;
+        self.wait_for(|subscribers| !subscribers.is_empty()).await;
     }
 
     /// Waits until no client is subscribed.
     pub async fn wait_until_unused(&self) {
-        self.wait_for(|all| all.is_empty()).await;
+        self.wait_for(|subscribers| subscribers.is_empty()).await;
     }
 
-    async fn wait_for(&self, condition: impl FnMut(&Vec<Arc<Shared>>) -> bool) {
+    async fn wait_for(&self, condition: impl Fn(&[Arc<Shared>]) -> bool) {
         // It cannot fail: this holds a sender.
-        let _ = self.0.subscribe().wait_for(condition).await;
+        let _ = self.all.subscribe().wait_for(|all| condition(&all.subscribers)).await;
     }
-}
-
-/// What each client holds, of single streams in the order in which they came.
-fn by_client(streams: impl Iterator<Item = Held>) -> BTreeMap<Peer, Held> {
-    let mut clients = BTreeMap::new();
-    for one in streams {
-        let held = clients.entry(one.by).or_insert(Held { count: 0, ..one });
-        *held = Held { count: held.count + 1, ..one };
-    }
-    clients
 }
 
 /// One client's end.
@@ -169,8 +251,11 @@ impl Subscriber {
         loop {
             {
                 let mut queue = self.shared.lock();
-                if let Some(event) = queue.events.pop_front() {
+                if let Some((number, event)) = queue.events.pop_front() {
                     queue.bytes -= event.len();
+                    queue.taken = number;
+                    drop(queue);
+                    self.all.progress.notify_waiters();
                     return Some(Ok(event));
                 }
                 match &queue.end {
@@ -196,7 +281,8 @@ impl Subscriber {
 
 impl Drop for Subscriber {
     fn drop(&mut self) {
-        self.all.0.send_modify(|all| all.retain(|other| !Arc::ptr_eq(other, &self.shared)));
+        self.all.all.send_modify(|all| all.subscribers.retain(|other| !Arc::ptr_eq(other, &self.shared)));
+        self.all.progress.notify_waiters();
     }
 }
 
@@ -206,36 +292,42 @@ mod tests {
 
     use super::*;
 
+    const ONE: ConnectionId = of(1000, 1);
+
+    const fn of(user: u32, process: i32) -> ConnectionId {
+        ConnectionId { number: 1, of: Peer { user: Some(user), process: Some(process) } }
+    }
+
     fn add(all: &Subscribers, process: i32) -> Result<Subscriber, Status> {
-        all.add(Peer { user: Some(1000), process: Some(process) }).0
+        all.add(of(1000, process)).0
     }
 
     #[tokio::test]
     async fn a_full_queue_ends_its_own_stream_only() {
         let all = Subscribers::default();
-        let (mut slow, mut quick) = (add(&all, 1).unwrap(), add(&all, 2).unwrap());
+        let (mut slow, mut quick) = (add(&all, 1).unwrap(), add(&all, 1).unwrap());
         let event = Bytes::from(vec![7; limits::EVENTS_WAITING / 4]);
         for _ in 0..4 {
-            assert_eq!(all.send(&event), 0);
+            assert_eq!(all.send(1, &event), 0);
             assert_eq!(quick.next().await.unwrap().unwrap(), event);
         }
-        assert_eq!(all.send(&event), 1);
+        assert_eq!(all.send(1, &event), 1);
         assert_eq!(quick.next().await.unwrap().unwrap(), event);
         let end = slow.next().await.unwrap().unwrap_err();
         assert_eq!(end.code(), Code::ResourceExhausted);
         assert!(end.message().contains("4 events were waiting"), "{end}");
-        assert_eq!(all.send(&event), 0, "it is counted once");
+        assert_eq!(all.send(1, &event), 0, "it is counted once");
         drop(slow);
-        assert_eq!(all.0.borrow().len(), 1);
+        assert_eq!(all.count(), 1);
     }
 
     #[tokio::test]
     async fn what_was_sent_before_the_end_is_delivered() {
         let all = Subscribers::default();
         let mut one = add(&all, 1).unwrap();
-        all.send(&Bytes::from_static(b"1"));
+        all.send(1, &Bytes::from_static(b"1"));
         assert_eq!(all.end_all(&Ok(())), 1);
-        assert_eq!(all.send(&Bytes::from_static(b"2")), 0);
+        assert_eq!(all.send(1, &Bytes::from_static(b"2")), 0);
         assert_eq!(&*one.next().await.unwrap().unwrap(), b"1");
         assert!(one.next().await.is_none());
     }
@@ -246,13 +338,13 @@ mod tests {
         let kubelet = add(&all, 1).unwrap();
         let mut many: Vec<_> = (1..limits::EVENT_STREAMS).map(|_| add(&all, 2).unwrap()).collect();
         assert_eq!(add(&all, 2).unwrap_err().code(), Code::ResourceExhausted, "its own is one too many");
-        all.send(&Bytes::from_static(b"1"));
-        let (other, was_full) = all.add(Peer { user: Some(0), process: Some(3) });
+        all.send(1, &Bytes::from_static(b"1"));
+        let (other, was_full) = all.add(of(0, 3));
         assert!(was_full && all.count() == limits::EVENT_STREAMS);
         let end = many.pop().unwrap().next().await.unwrap().unwrap_err();
         assert_eq!(end.code(), Code::ResourceExhausted, "without what it had not read");
         let mut those = [kubelet, other.unwrap(), many.pop().unwrap()];
-        all.send(&Bytes::from_static(b"2"));
+        all.send(2, &Bytes::from_static(b"2"));
         for (one, event) in those.iter_mut().zip([b"1", b"2", b"1"]) {
             assert_eq!(&*one.next().await.unwrap().unwrap(), event);
         }
@@ -266,9 +358,37 @@ mod tests {
         let each: Vec<_> =
             (0..limits::EVENT_STREAMS).map(|process| add(&all, process as i32).unwrap()).collect();
         assert!(add(&all, 100).is_err());
-        assert!(all.add(Peer { user: Some(0), process: Some(1) }).0.is_ok(), "another user");
+        assert!(all.add(of(0, 1)).0.is_ok(), "another user");
         drop(each);
         assert!(add(&all, 100).is_ok(), "room is made again");
+    }
+
+    #[tokio::test]
+    async fn what_a_connection_has_taken_is_known() {
+        let all = Subscribers::default();
+        let other = ConnectionId { number: 2, ..ONE };
+        assert!(!all.has(ONE));
+        all.send(1, &Bytes::from_static(b"before"));
+        let mut stream = add(&all, 1).unwrap();
+        assert!(all.has(ONE) && !all.has(other));
+        assert!(all.has_taken(ONE, 1), "nothing of before comes");
+        for number in [2, 3] {
+            all.send(number, &Bytes::from_static(b"event"));
+        }
+        assert!(!all.has_taken(ONE, 2) && all.has_taken(other, 3));
+        stream.next().await.unwrap().unwrap();
+        assert!(all.has_taken(ONE, 2) && !all.has_taken(ONE, 3));
+        let waiting = tokio::spawn({
+            let all = all.clone();
+            async move { all.wait_until_taken(|| all.has_taken(ONE, 3)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        stream.next().await.unwrap().unwrap();
+        waiting.await.unwrap();
+        all.send(4, &Bytes::from_static(b"event"));
+        all.end_all(&Ok(()));
+        assert!(all.has_taken(ONE, 4), "nobody waits for a stream that has ended");
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ const TIMING: Timing = Timing {
     silent: Duration::from_secs(2),
     overlap: Duration::from_secs(2),
     patience: Duration::from_secs(3),
+    answer_held: Duration::from_secs(60),
 };
 
 struct Sources {

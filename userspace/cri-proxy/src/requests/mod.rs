@@ -9,27 +9,22 @@
 //! Best effort: what cannot be kept, decoded or reported is counted, and the call is unaffected. Only limits, id, times and status leave
 //! the proxy: a container's environment and commands do not. Never delays or alters a call.
 
-mod first;
 mod reporter;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
 use hyper::HeaderMap;
 use hyper::body::Incoming;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
 use super::counters::Counters;
+use super::first::{Copied, CopiedBody, First};
 use super::limits;
-pub use first::First;
-use first::Unusable;
+use super::status_code;
 use kwitness_api::proto::CriMethod;
 #[cfg(test)]
 pub use reporter::wanted;
@@ -76,7 +71,7 @@ impl RequestObserver {
             place: Some(place),
             method,
             received: now(),
-            request: Arc::default(),
+            request: Copied::default(),
             answer: First::default(),
             code: None,
         })
@@ -95,21 +90,20 @@ pub struct ObservedCall {
     place: Option<mpsc::OwnedPermit<Call>>,
     method: CriMethod,
     received: u64,
-    request: Arc<Mutex<First>>,
+    request: Copied,
     answer: First,
     code: Option<i32>,
 }
 
 impl ObservedCall {
     /// The request's body, observed as it passes.
-    pub fn request(&self, body: Incoming) -> ObservedBody {
-        ObservedBody { body, first: Arc::clone(&self.request) }
+    pub fn request(&self, body: Incoming) -> CopiedBody<Incoming> {
+        self.request.of(body)
     }
 
     /// The answer's headers or trailers: they have the status.
     pub fn status(&mut self, headers: &HeaderMap) {
-        let code = headers.get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok());
-        self.code = self.code.or(code);
+        self.code = self.code.or_else(|| status_code(headers));
     }
 
     /// A piece of the answer.
@@ -129,45 +123,8 @@ impl Drop for ObservedCall {
             received: self.received,
             answered: now(),
             code: self.code,
-            request: std::mem::take(&mut *lock(&self.request)),
+            request: self.request.take(),
             answer: std::mem::take(&mut self.answer),
         });
-    }
-}
-
-fn lock(first: &Mutex<First>) -> MutexGuard<'_, First> {
-    first.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An unchanged body whose first message is copied.
-#[derive(Debug)]
-pub struct ObservedBody {
-    body: Incoming,
-    first: Arc<Mutex<First>>,
-}
-
-impl Body for ObservedBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            lock(&self.first).push(data);
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -14,8 +14,9 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::super::counters::Counters;
+use super::super::first::{First, Unusable};
 use super::super::limits;
-use super::{Call, First, Unusable};
+use super::Call;
 use kwitness_api::REQUEST_ID_BYTES_MAX;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_api::proto::{self, CriMethod};

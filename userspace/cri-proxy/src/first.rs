@@ -6,9 +6,16 @@
 //! ```
 //!
 //! Owns a copy of the bytes, never more than [`limits::MESSAGE_KEPT`], and no more than have come. Total: any bytes lead to one of the
-//! states, and how they are cut makes no difference.
+//! states, and how they are cut makes no difference. The body itself passes unchanged.
 
-use super::super::limits;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::limits;
 
 /// gRPC's head of a message: a flag, and the length as four bytes.
 const HEAD: usize = 5;
@@ -78,11 +85,64 @@ impl First {
     }
 }
 
+/// The first message of a body that is on its way.
+#[derive(Clone, Debug, Default)]
+pub struct Copied(Arc<Mutex<First>>);
+
+impl Copied {
+    /// The body, copied from as it passes.
+    pub fn of<B>(&self, body: B) -> CopiedBody<B> {
+        CopiedBody { body, first: self.clone() }
+    }
+
+    /// What has come so far.
+    pub fn take(&self) -> First {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, First> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An unchanged body whose first message is copied.
+#[derive(Debug)]
+pub struct CopiedBody<B> {
+    body: B,
+    first: Copied,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for CopiedBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            self.first.lock().push(data);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::super::testing::framed;
+    use super::super::testing::framed;
     use super::*;
 
     fn of(bytes: &[u8]) -> First {
