@@ -164,7 +164,10 @@ impl Seen {
                 Some(Kind::Gap(gap)) if gap.cause() == GapCause::ReplayExpired && from.epoch != to.epoch => {
                     continue;
                 }
-                Some(Kind::Gap(gap)) if gap.last_seq == Some(to.seq) => gap.first_seq,
+                // One of several containers' is followed by the others', in the same range.
+                Some(Kind::Gap(gap)) if gap.last_seq.is_some_and(|last| to.seq <= last) => {
+                    gap.first_seq.map(|first| first.max(from.seq + 1))
+                }
                 _ => Some(to.seq),
             };
             ensure!(

@@ -82,13 +82,7 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
         ("Cgroups", format!("below {}", status.cgroup_subtree)),
         ("Containers", status.containers.to_string()),
         ("Watchers", status.watchers.to_string()),
-        (
-            "Journal",
-            format!(
-                "events {} to {}, at most {} are kept",
-                journal.first_seq, journal.last_seq, journal.capacity
-            ),
-        ),
+        ("Journal", describe_journal(&journal)),
         ("Runtime", describe_runtime(&runtime)),
         ("Kubernetes", kubernetes::status(status.kubernetes.as_ref(), times)),
         ("Privileges", if held.is_empty() { UNKNOWN.to_owned() } else { held.join(", ") }),
@@ -98,6 +92,14 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
         status.problems.iter().map(|problem| ("Problem", format!("{}: {}", problem.name, problem.found)));
     let lines = lines.into_iter().chain(problems);
     lines.map(|(name, value)| format!("{:<14}{value}", format!("{name}:"))).collect()
+}
+
+fn describe_journal(journal: &proto::Journal) -> String {
+    let proto::Journal { first_seq, last_seq, capacity, events, .. } = journal;
+    // An older daemon does not say how many.
+    let has_all = *events == 0 || last_seq.saturating_sub(*first_seq) < *events;
+    let fewer = if has_all { String::new() } else { format!(", {events} of them") };
+    format!("events {first_seq} to {last_seq}{fewer}, at most {capacity} are kept")
 }
 
 /// While the kernel does not count runs, all are 0: that is no number of runs.
@@ -212,6 +214,17 @@ mod tests {
             counters_table(&status)
         );
         insta::assert_snapshot!("status", anstream::adapter::strip_str(&text).to_string());
+    }
+
+    #[test]
+    fn a_journal_that_is_not_without_holes_says_how_many_events_it_has() {
+        let mut journal = proto::Journal { first_seq: 3, last_seq: 12, capacity: 16, ..Default::default() };
+        for events in [0, 10] {
+            journal.events = events;
+            assert_eq!(describe_journal(&journal), "events 3 to 12, at most 16 are kept");
+        }
+        journal.events = 4;
+        assert_eq!(describe_journal(&journal), "events 3 to 12, 4 of them, at most 16 are kept");
     }
 
     #[test]

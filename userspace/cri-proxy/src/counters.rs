@@ -21,7 +21,7 @@ kwitness_service::counters! {
     runtime_unreachable,
     /// Clients' streams of events.
     event_streams,
-    /// Of those: refused, because there were too many.
+    /// Streams that were refused, or ended for another client's, because there were too many.
     event_streams_exhausted,
     /// Of those: ended, because the client read too slowly.
     event_streams_overflowed,

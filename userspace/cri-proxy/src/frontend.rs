@@ -61,10 +61,11 @@ impl Frontend {
                 () = stop.cancelled() => break,
                 connection = listener.accept() => connection,
             };
-            let peer = connection.peer().unwrap_or_default();
+            let of = connection.peer();
+            let peer = of.process.unwrap_or_default();
             let meter = self.budget.meter(peer);
             number += 1;
-            let events = self.events.of_connection(ConnectionId(number));
+            let events = self.events.of_connection(ConnectionId { number, of });
             let connection =
                 self.clone().connection(connection, peer, Arc::clone(&meter), events, stop.clone());
             let connection = Metered::new(connection, meter);

@@ -45,9 +45,12 @@ pub const CANCELLED_EARLY: usize = 1024;
 /// the next instance, and the program is ended after [`kwitness_service::Signals`] have waited two seconds, so this must stay short.
 pub const DRAIN: Duration = Duration::from_millis(1500);
 
-/// Streams of events of all clients together, as many as the daemon allows; one more is refused with `RESOURCE_EXHAUSTED`. What waits for
-/// one is shared with the others, its place in each queue is not.
+/// Streams of events of all clients together, as many as the daemon allows; for one more, one of the client with most ends with
+/// `RESOURCE_EXHAUSTED`. What waits for one is shared with the others, its place in each queue is not.
 pub const EVENT_STREAMS: usize = 64;
+
+/// Of these, those that a process keeps whatever others of its user do: a kubelet has one.
+pub const EVENT_STREAMS_KEPT: usize = 1;
 
 /// Bytes of events that wait for one client. At more its stream is ended with `RESOURCE_EXHAUSTED`, which a kubelet answers with a full
 /// relist: the stream has no way to report a loss. Events are shared, so this is the bound for all clients together, too.

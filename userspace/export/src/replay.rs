@@ -61,7 +61,8 @@ impl Replay {
                 && let Some(Kind::Gap(gap)) = &mut event.to_mut().kind
             {
                 gap.first_seq = Some(exported + 1);
-                gap.lost = [("event".to_owned(), last - exported)].into();
+                // Of a container's gap, not all in between were that container's.
+                gap.lost.values_mut().for_each(|count| *count = (*count).min(last - exported));
             }
             return Some(event);
         }

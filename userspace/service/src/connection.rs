@@ -15,7 +15,7 @@ use tonic::transport::server::Connected;
 
 use crate::authority::Rewriter;
 use crate::beginning::{Beginning, ConnectionCounters};
-use crate::slots::{ConnectionId, Slot};
+use crate::slots::{ConnectionId, Peer, Slot};
 
 /// How much is read at a time while something is held back.
 const READ: usize = 4096;
@@ -52,9 +52,9 @@ impl Connection {
         }
     }
 
-    /// The client's process, if it can be known.
-    pub fn peer(&self) -> Option<i32> {
-        self.stream.peer_cred().ok()?.pid()
+    /// Who is connected.
+    pub fn peer(&self) -> Peer {
+        self.slot.peer()
     }
 
     /// Reads straight into the server's buffer, which is the usual case.

@@ -28,10 +28,36 @@ const ENDING: usize = 64;
 pub struct ConnectionId(pub u64);
 
 /// Who is at the other end: a process, of a user, as far as the kernel says so (`SO_PEERCRED`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Peer {
-    pub(crate) user: Option<u32>,
-    pub(crate) process: Option<i32>,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// The user's ID.
+    pub user: Option<u32>,
+    /// The process' ID.
+    pub process: Option<i32>,
+}
+
+/// What one peer holds of something that all share.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Whose it is.
+    pub by: Peer,
+    /// How many.
+    pub count: usize,
+    /// Which is its newest, of all in the order in which they came.
+    pub newest: u64,
+}
+
+/// Who gives up its newest one where there is no room for one more of `new`: of the user with most the process with most. None: `new`
+/// itself, or another process of its user that has no more than `kept`; then there is no room.
+pub fn gives_way(held: impl Iterator<Item = Held> + Clone, new: Peer, kept: usize) -> Option<Peer> {
+    let mut users: BTreeMap<Option<u32>, usize> = BTreeMap::from([(new.user, 1)]);
+    for Held { by, count, .. } in held.clone() {
+        *users.entry(by.user).or_default() += count;
+    }
+    let Held { by, count, .. } = held.max_by_key(|Held { by, count, newest }| {
+        (users.get(&by.user).copied(), count + usize::from(*by == new), *newest)
+    })?;
+    (by.user != new.user || by != new && count > kept).then_some(by)
 }
 
 impl Peer {
@@ -80,9 +106,9 @@ impl Slots {
         if open.count < open.max {
             return Admitted::Room(slot(&mut open));
         }
-        match open.heaviest(peer) {
-            Some((other, id)) if open.ending < ENDING => {
-                open.shut_down(other, id);
+        match gives_way(open.held(), peer, KEPT) {
+            Some(other) if open.ending < ENDING => {
+                open.shut_down_newest(other);
                 Admitted::InPlaceOf(slot(&mut open), other)
             }
             _ => Admitted::Refused,
@@ -104,28 +130,17 @@ impl Open {
         id
     }
 
-    /// The newest connection of the peer that has most, counting one more of `new`; none: that one is it.
-    fn heaviest(&self, new: Peer) -> Option<(Peer, ConnectionId)> {
-        let mut users: BTreeMap<Option<u32>, usize> = BTreeMap::from([(new.user, 1)]);
-        for (peer, connections) in &self.of {
-            *users.entry(peer.user).or_default() += connections.len();
-        }
-        let weight = |(peer, connections): &(&Peer, &BTreeMap<_, _>)| {
-            let of_user = users.get(&peer.user).copied().unwrap_or_default();
-            (
-                of_user,
-                connections.len() + usize::from(**peer == new),
-                connections.last_key_value().map(|(id, _)| *id),
-            )
-        };
-        let (peer, connections) = self.of.iter().max_by_key(weight)?;
-        let (id, _) = connections.last_key_value()?;
-        let gives_up = if peer.user == new.user { *peer != new && connections.len() > KEPT } else { true };
-        gives_up.then_some((*peer, *id))
+    fn held(&self) -> impl Iterator<Item = Held> + Clone {
+        self.of.iter().map(|(peer, connections)| Held {
+            by: *peer,
+            count: connections.len(),
+            newest: connections.last_key_value().map_or(0, |(id, _)| id.0),
+        })
     }
 
-    fn shut_down(&mut self, peer: Peer, id: ConnectionId) {
-        if let Some(descriptor) = self.remove(peer, id) {
+    fn shut_down_newest(&mut self, peer: Peer) {
+        let newest = self.of.get(&peer).and_then(|connections| Some(*connections.last_key_value()?.0));
+        if let Some(descriptor) = newest.and_then(|id| self.remove(peer, id)) {
             self.ending += 1;
             // It is open as long as it was listed here. A client that is gone already needs no more.
             let _ = shutdown(descriptor, Shutdown::Both);
@@ -154,6 +169,10 @@ pub(crate) struct Slot {
 impl Slot {
     pub(crate) fn id(&self) -> ConnectionId {
         self.id
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
     }
 }
 

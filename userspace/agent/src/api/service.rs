@@ -391,7 +391,7 @@ impl Kwitness for Service {
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
         counters.extend(self.admission.bytes_refused().map(|(name, count)| (name.to_owned(), count)));
-        counters.extend(self.verifier.reported().requests().counters());
+        counters.extend(self.verifier.reported().counters());
         counters.extend(self.cri_events.iter().flat_map(Events::counters));
         let kubernetes = self.verifier.kubernetes();
         counters.extend(kubernetes.iter().flat_map(|kubernetes| kubernetes.counters()));

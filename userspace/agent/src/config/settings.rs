@@ -187,7 +187,7 @@ pub const SETTINGS: &[Setting] = &[
         expects: "a size from 1MiB to 4GiB",
         default: Some(r#""64MiB""#),
         doc: "How much memory these events may take. Labels are stored once per container. When either bound is reached, \
-              the oldest events go.",
+              the container that has most gives up its oldest event, if it has more than 1/256 of both; otherwise the oldest of all goes.",
         apply: |config, value| {
             config.replay_bytes =
                 usize::try_from(size(value, 1 << 20..=4 << 30)?).map_err(|_| "it is too large")?;

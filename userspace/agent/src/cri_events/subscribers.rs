@@ -5,12 +5,13 @@
 //! for "some events are missing", and a kubelet whose stream ends lists everything at once and subscribes again.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use kwitness_core::journal::{Cursor, Epoch, Journal};
+use kwitness_core::journal::{Cursor, Epoch, Journal, Piece};
 use tokio::sync::{Notify, watch};
 
 use crate::hub::window::{BatchMax, Capacity, Item, Window};
@@ -46,7 +47,21 @@ struct Event {
 }
 
 impl Item for Event {
+    /// Of no one: what one subscriber does not get, it has to list, whosever it is.
+    type Owner = Infallible;
     type Index = ();
+
+    fn owner(&self) -> Option<Infallible> {
+        None
+    }
+
+    fn gives_up(owner: Infallible, (): &()) -> Option<u64> {
+        match owner {}
+    }
+
+    fn own_bytes(&self) -> usize {
+        self.wire_bytes()
+    }
 
     fn enter(&self, _: u64, (): &mut ()) -> usize {
         self.wire_bytes()
@@ -96,8 +111,9 @@ impl Subscribers {
         let mut session = self.session();
         let changed = self.window.last();
         let wanted = since.unwrap_or(i64::MAX);
-        let cursor =
-            self.window.look(|journal: &Journal<Event>, ()| journal.since(|event| event.at > wanted));
+        let cursor = self
+            .window
+            .look(|journal: &Journal<Event, Infallible>, ()| journal.since(|event| event.at > wanted));
         if !session.is_on {
             let begin = since.unwrap_or(now);
             session.since = Some(session.since.map_or(begin, |other| other.min(begin)));
@@ -182,7 +198,10 @@ impl Subscription {
                 return Some(Err(Lagged { missed: missed.last - missed.first + 1 }));
             }
             self.cursor = read.next;
-            self.ready.extend(read.items.into_iter().map(|(_, event)| event.bytes));
+            self.ready.extend(read.pieces.into_iter().filter_map(|piece| match piece {
+                Piece::Item(_, event) => Some(event.bytes),
+                Piece::GivenUp(_) => None,
+            }));
             if self.ready.is_empty() {
                 self.changed.changed().await.ok()?;
             }

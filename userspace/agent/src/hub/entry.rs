@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kwitness_api::EventKind;
-use kwitness_core::model::{Event, KernelTime, Kind, PodNames};
+use kwitness_core::model::{CgroupId, Event, KernelTime, Kind, PodNames};
 
 use super::names::Names;
 use super::subject::EncodedSubject;
@@ -26,7 +26,21 @@ pub(super) struct Entry {
 }
 
 impl Item for Entry {
+    type Owner = CgroupId;
     type Index = Names;
+
+    fn owner(&self) -> Option<CgroupId> {
+        self.subject.as_ref().map(|of| of.subject.cgroup_id)
+    }
+
+    fn gives_up(owner: CgroupId, names: &Names) -> Option<u64> {
+        names.gives_up(owner)
+    }
+
+    /// Itself, its body, and its number in the index.
+    fn own_bytes(&self) -> usize {
+        size_of::<Self>() + self.body.len() + size_of::<u64>()
+    }
 
     fn enter(&self, seq: u64, names: &mut Names) -> usize {
         let Some(subject) = &self.subject else { return self.own_bytes() };
@@ -54,11 +68,6 @@ impl Entry {
             *subject = Arc::clone(latest);
         }
         self
-    }
-
-    /// What the window holds for this entry alone: itself, its body, and its number in the index.
-    fn own_bytes(&self) -> usize {
-        size_of::<Self>() + self.body.len() + size_of::<u64>()
     }
 }
 

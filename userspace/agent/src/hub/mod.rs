@@ -12,7 +12,10 @@
 
 mod batch;
 mod entry;
+#[cfg(test)]
+mod fairness;
 mod filter;
+mod holdings;
 mod names;
 mod reader;
 mod subject;
@@ -75,10 +78,12 @@ impl Hub {
     /// What the journal holds.
     pub fn extent(&self) -> proto::Journal {
         let Usage { bytes, max } = self.window.usage();
-        let (first_seq, last_seq) = self.window.look(|journal, _| (journal.first_seq(), journal.last_seq()));
+        let (first_seq, last_seq, events) =
+            self.window.look(|journal, _| (journal.first_seq(), journal.last_seq(), journal.len()));
         proto::Journal {
             first_seq,
             last_seq,
+            events: events as u64,
             capacity: u32::try_from(self.capacity.items.get()).unwrap_or(u32::MAX),
             bytes: bytes as u64,
             capacity_bytes: max as u64,
@@ -87,7 +92,7 @@ impl Hub {
 
     /// When the oldest event that the journal has happened; none: it has none.
     pub fn oldest(&self) -> Option<KernelTime> {
-        self.window.look(|journal, _| journal.get(journal.first_seq()).map(|entry| entry.at))
+        self.window.look(|journal, _| journal.oldest().map(|entry| entry.at))
     }
 
     /// How many events watchers missed because they fell out of the window, summed over all watchers.

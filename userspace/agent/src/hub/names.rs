@@ -1,4 +1,5 @@
-//! What the journal's window knows of each container that it has events of: their numbers, and the names known by now.
+//! What the journal's window knows of each container that it has events of: their numbers, those that have left it, and the names
+//! known by now.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,14 +18,36 @@ struct Named {
     latest: Arc<EncodedSubject>,
     /// The numbers of the container's events, ascending.
     events: VecDeque<u64>,
+    gone: Option<Gone>,
+}
+
+/// A container's events that have left the window since it had none of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gone {
+    /// The number of the first.
+    pub(super) first: u64,
+    /// The number of the last.
+    pub(super) last: u64,
+    /// How many.
+    pub(super) count: u64,
+}
+
+impl Gone {
+    /// Those from a number on, at most.
+    pub(super) fn from(self, seq: u64) -> Option<Self> {
+        let first = self.first.max(seq);
+        let most = (self.last + 1).checked_sub(first).filter(|most| *most > 0)?;
+        Some(Self { first, count: self.count.min(most), ..self })
+    }
 }
 
 impl Names {
     pub(super) fn enter(&mut self, seq: u64, subject: &Arc<EncodedSubject>) {
-        let named = self
-            .0
-            .entry(subject.subject.cgroup_id)
-            .or_insert_with(|| Named { latest: subject.clone(), events: VecDeque::new() });
+        let named = self.0.entry(subject.subject.cgroup_id).or_insert_with(|| Named {
+            latest: subject.clone(),
+            events: VecDeque::new(),
+            gone: None,
+        });
         named.events.push_back(seq);
         if !Arc::ptr_eq(&named.latest, subject) {
             named.latest = subject.clone();
@@ -33,10 +56,30 @@ impl Names {
 
     pub(super) fn leave(&mut self, subject: &EncodedSubject) {
         let Some(named) = self.0.get_mut(&subject.subject.cgroup_id) else { return };
-        named.events.pop_front();
+        let seq = named.events.pop_front();
         if named.events.is_empty() {
             self.0.remove(&subject.subject.cgroup_id);
+        } else if let Some(seq) = seq {
+            let gone = named.gone.get_or_insert(Gone { first: seq, last: seq, count: 0 });
+            *gone = Gone { last: seq, count: gone.count + 1, ..*gone };
         }
+    }
+
+    /// The number of the oldest event of a container that has more than one.
+    pub(super) fn gives_up(&self, of: CgroupId) -> Option<u64> {
+        let events = &self.0.get(&of)?.events;
+        events.front().copied().filter(|_| events.len() > 1)
+    }
+
+    /// What has left the window of a container's events.
+    pub(super) fn gone(&self, of: CgroupId) -> Option<Gone> {
+        self.0.get(&of)?.gone
+    }
+
+    /// What is known by now of a container, and the number of its oldest event.
+    pub(super) fn of(&self, container: CgroupId) -> Option<(&Arc<EncodedSubject>, u64)> {
+        let named = self.0.get(&container)?;
+        Some((&named.latest, *named.events.front()?))
     }
 
     /// What is known of the same container by now; none: nothing, it has no event in the window.

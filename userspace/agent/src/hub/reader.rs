@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kwitness_core::journal::Cursor;
+use kwitness_core::journal::{Cursor, Piece};
 use kwitness_core::model::{KernelTime, Subject};
 use prost::Message as _;
 
@@ -54,7 +54,14 @@ impl JournalReader {
             let read = self.hub.window.read(self.cursor, BATCH, |entry, names| entry.resolved(names));
             missed += read.missed.map_or(0, |missed| missed.last - missed.first + 1);
             self.cursor = read.next;
-            for (_, entry) in read.items {
+            for piece in read.pieces {
+                let entry = match piece {
+                    Piece::Item(_, entry) => entry,
+                    Piece::GivenUp(given_up) => {
+                        missed += given_up.of.iter().map(|(_, count)| count).sum::<u64>();
+                        continue;
+                    }
+                };
                 let subject = entry.subject.map(|of| Arc::clone(&of.subject));
                 take(&JournalEvent { kind: entry.kind, at: entry.at, subject, body: entry.body });
             }

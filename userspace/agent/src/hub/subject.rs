@@ -31,9 +31,13 @@ impl EncodedSubject {
         Self { subject: without_labels(subject), bytes, entries: AtomicUsize::new(0) }
     }
 
+    /// As a message of its own.
+    pub(super) fn container(&self) -> Option<proto::Container> {
+        proto::Event::decode(&*self.bytes).unwrap_or_default().container
+    }
+
     pub(super) fn labels(&self) -> BTreeMap<String, String> {
-        let event = proto::Event::decode(&*self.bytes).unwrap_or_default();
-        event.container.map(|container| container.labels).unwrap_or_default()
+        self.container().map(|container| container.labels).unwrap_or_default()
     }
 
     pub(super) fn matches(&self, filter: &Filter) -> bool {

@@ -5,8 +5,10 @@
 //!  opening ─▶│ nothing matches, more there ── yield ──┤
 //!            │ nothing there ── follow? ── wait ──────┤
 //!            │                    └── no ──▶ end      │
-//!            └ a batch, a gap first if any was missed ┘
+//!            └ a batch, a gap where any was missed ───┘
 //! ```
+//!
+//! A gap in the place of events that the journal has given up names their container, and passes the filter as it would.
 //!
 //! A container's names come after its first events. To a watcher that asks for a name, those events are delivered late, just
 //! before the `updated` event that made the container match ([`Watcher::late_start`]); unless it requested resolved
@@ -20,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use kwitness_core::journal::{Cursor, Journal, Missed, Position, ResumeError};
+use kwitness_core::journal::{Cursor, GivenUp, Journal, Missed, Piece, Position, ResumeError};
 use kwitness_core::model::{CgroupId, KernelTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -67,8 +69,8 @@ pub struct Watcher {
     last_seq: Option<u64>,
     /// Delivered before anything else.
     opening: Option<proto::Event>,
-    /// What is missed now was expired before the watcher came.
-    resuming: bool,
+    /// The journal's last number when the watcher came. What it misses of later ones, it was too slow for.
+    present: u64,
     /// The time of the last event read.
     last_at: Option<KernelTime>,
     /// Events of a container that match only now.
@@ -90,8 +92,8 @@ pub struct Watcher {
 struct Late {
     of: CgroupId,
     next: u64,
-    /// The time of the event with that number, or of the last one that was delivered late.
-    at: KernelTime,
+    /// The time of the event with that number, or of the last one that was delivered late, if it is known.
+    at: Option<KernelTime>,
     /// The number of the `updated` event that they come before.
     before: u64,
 }
@@ -106,10 +108,14 @@ impl Hub {
 
     /// A reader of what has happened since a time, as far as the journal has it, which ends with that; and one of what comes.
     pub fn watch_since(self: &Arc<Self>, time: KernelTime, filter: Filter) -> [Watcher; 2] {
-        let since = |journal: &Journal<Entry>| (journal.since(|entry| entry.at >= time), journal.end());
+        let since =
+            |journal: &Journal<Entry, CgroupId>| (journal.since(|entry| entry.at >= time), journal.end());
         let (since, end) = self.window.look(|journal, _| since(journal));
-        let past = self.watcher(self.window.last(), since, Some(end.seq()), filter.clone(), None);
-        [past, self.watcher(self.window.last(), end, None, filter, None)]
+        let watcher = |cursor, last_seq| Watcher {
+            last_seq,
+            ..self.watcher(self.window.last(), cursor, end.seq(), filter.clone(), None)
+        };
+        [watcher(since, Some(end.seq())), watcher(end, None)]
     }
 
     /// A reader of the journal.
@@ -129,7 +135,7 @@ impl Hub {
             last_seq,
             ..Default::default()
         };
-        let (cursor, gap, last_seq) = self.window.look(|journal, _| {
+        let (cursor, gap, present) = self.window.look(|journal, _| {
             let (cursor, gap) = match &start {
                 Start::Now => (journal.end(), None),
                 Start::Snapshot { position, instead_of } => {
@@ -154,14 +160,15 @@ impl Hub {
             Ok((cursor, gap, journal.last_seq()))
         })?;
         let opening = gap.map(|gap| self.own_event(cursor.seq(), gap));
-        Ok(self.watcher(changed, cursor, (!follow).then_some(last_seq), filter, opening))
+        let last_seq = (!follow).then_some(present);
+        Ok(Watcher { last_seq, ..self.watcher(changed, cursor, present, filter, opening) })
     }
 
     fn watcher(
         self: &Arc<Self>,
         changed: watch::Receiver<u64>,
         cursor: Cursor,
-        last_seq: Option<u64>,
+        present: u64,
         filter: Filter,
         opening: Option<proto::Event>,
     ) -> Watcher {
@@ -171,9 +178,9 @@ impl Hub {
             filter,
             cursor,
             first_seq: cursor.seq() + 1,
-            last_seq,
+            last_seq: None,
             opening,
-            resuming: true,
+            present,
             last_at: None,
             late: None,
             late_before: 0,
@@ -282,18 +289,23 @@ impl Watcher {
         if let Some((reached, go_on)) = &self.before_matching {
             let _ = (reached.send(()), go_on.recv());
         }
-        let mut items = Vec::with_capacity(read.items.len() + usize::from(read.missed.is_some()));
+        self.cursor = read.next;
+        let mut items = Vec::with_capacity(read.pieces.len() + usize::from(read.missed.is_some()));
+        let mut pieces = read.pieces.into_iter().peekable();
         if let Some(missed) = read.missed {
-            if !self.resuming {
-                hub.lagged.fetch_add(missed.last - missed.first + 1, Relaxed);
-            }
-            let gap = self.gap(missed, self.last_at, read.items.first().map(|(_, entry)| entry));
+            let count = missed.last - missed.first + 1;
+            let gap = self.gap(missed, count, self.last_at, pieces.peek().and_then(entry_of));
             items.push(Item::Own(Box::new(hub.own_event(missed.last, gap))));
         }
-        self.resuming = false;
-        self.cursor = read.next;
         let mut matching = Matching::default();
-        for (seq, entry) in read.items {
+        while let Some(piece) = pieces.next() {
+            let (seq, entry) = match piece {
+                Piece::Item(seq, entry) => (seq, entry),
+                Piece::GivenUp(given_up) => {
+                    self.given_up(&given_up, pieces.peek().and_then(entry_of), &mut items);
+                    continue;
+                }
+            };
             if self.last_seq.is_some_and(|last| seq > last) || self.remaining == Some(0) {
                 break;
             }
@@ -318,6 +330,35 @@ impl Watcher {
         items
     }
 
+    /// Says whose events are no longer there, of those that the watcher asks for.
+    fn given_up(&self, given_up: &GivenUp<CgroupId>, next: Option<&Entry>, items: &mut Vec<Item>) {
+        let is_over = self.last_seq.is_some_and(|last| given_up.first > last) || self.remaining == Some(0);
+        if is_over || self.until.is_some_and(|(until, _)| self.last_at.is_some_and(|at| at > until)) {
+            return;
+        }
+        let of: Vec<_> = self.hub.window.look(|journal, names| {
+            let known = |container| {
+                let (latest, oldest) = names.of(container)?;
+                // What was not known of the oldest event that is left was not known of those before: they may still come late.
+                let then = journal.get(oldest).and_then(|entry| entry.subject.as_ref());
+                Some((latest.clone(), then.filter(|_| !self.resolve_names).unwrap_or(latest).clone()))
+            };
+            given_up.of.iter().map(|(container, count)| (container.and_then(known), *count)).collect()
+        });
+        let mut wanted: Vec<_> = of
+            .into_iter()
+            .filter(|(of, _)| of.as_ref().is_none_or(|(_, then)| then.matches(&self.filter)))
+            .collect();
+        // Each has a number of its own: whoever resumes after one of them gets the others.
+        let first = (given_up.last + 1).saturating_sub(wanted.len() as u64).max(given_up.first);
+        for (seq, (of, count)) in (first..=given_up.last).zip(wanted.drain(..)) {
+            let missed = Missed { first: given_up.first, last: given_up.last };
+            let gap = self.gap(missed, count, self.last_at, next);
+            let container = of.and_then(|(latest, _)| latest.container());
+            items.push(Item::Own(Box::new(proto::Event { container, ..self.hub.own_event(seq, gap) })));
+        }
+    }
+
     fn deliver(&mut self, seq: u64, entry: Entry, items: &mut Vec<Item>) {
         let is_of_node = entry.kind.is_of_node();
         if is_of_node || self.filter.wants_kind(Some(entry.kind)) {
@@ -336,8 +377,8 @@ impl Watcher {
         }
         self.late_before = before;
         let of = of.subject.cgroup_id;
-        let (mut start, mut at) = (before, KernelTime(0));
-        loop {
+        let (mut start, mut at, mut found_all) = (before, None, false);
+        while !found_all {
             let range = self.first_seq..start;
             let newest_first: Vec<(u64, Entry)> = self.hub.window.look(|journal, names| {
                 let seqs = names.events(of, range).rev().take(BATCH.items.get());
@@ -347,23 +388,24 @@ impl Watcher {
                 break;
             }
             let mut matching = Matching::default();
-            let found_all = newest_first.iter().any(|(seq, entry)| {
+            found_all = newest_first.iter().any(|(seq, entry)| {
                 let delivered = entry.subject.as_ref().is_some_and(|of| matching.matches(&self.filter, of));
                 if !delivered {
-                    (start, at) = (*seq, entry.at);
+                    (start, at) = (*seq, Some(entry.at));
                 }
                 delivered || entry.kind == EventKind::Created
             });
-            if found_all {
-                break;
-            }
+        }
+        let gone = self.hub.window.look(|_, names| names.gone(of)).and_then(|gone| gone.from(self.first_seq));
+        if let Some(gone) = gone.filter(|gone| !found_all && gone.first < start) {
+            (start, at) = (gone.first, None);
         }
         (start < before).then_some(Late { of, next: start, at, before })
     }
 
     fn read_late(&mut self, late: Late) -> Vec<Item> {
         let Late { of, next, at, before } = late;
-        let (first_kept, entries, is_cut) = self.hub.window.look(|journal, names| {
+        let (first_kept, latest, gone, entries, is_cut) = self.hub.window.look(|journal, names| {
             let (mut entries, mut bytes) = (Vec::new(), 0);
             for seq in names.events(of, next..before).take(BATCH.items.get()) {
                 let Some(entry) = journal.get(seq) else { continue };
@@ -374,17 +416,24 @@ impl Watcher {
                 }
             }
             let is_cut = entries.len() == BATCH.items.get() || bytes >= BATCH.bytes;
-            (journal.first_seq(), entries, is_cut)
+            let latest = names.of(of).map(|(latest, _)| latest.clone());
+            (journal.first_seq(), latest, names.gone(of), entries, is_cut)
         });
         let mut items = Vec::with_capacity(entries.len() + 1);
-        if first_kept > next {
-            let missed = Missed { first: next, last: first_kept.min(before) - 1 };
+        // It is not known of all if the container had no event there for a while.
+        let gone = gone.filter(|gone| gone.first <= next).and_then(|gone| gone.from(next));
+        if gone.is_some() || first_kept > next {
+            let last = gone.map_or(first_kept - 1, |gone| gone.last).min(before - 1);
+            let missed = Missed { first: next, last };
+            let count = gone.map_or(last - next + 1, |gone| gone.count);
             // What was read last is later than they were.
-            let gap = self.gap(missed, Some(at), entries.first().map(|(_, entry)| entry));
-            items.push(Item::Own(Box::new(self.hub.own_event(missed.last, gap))));
+            let gap = self.gap(missed, count, at, entries.first().map(|(_, entry)| entry));
+            let container = gone.and(latest).and_then(|latest| latest.container());
+            let event = proto::Event { container, ..self.hub.own_event(missed.last, gap) };
+            items.push(Item::Own(Box::new(event)));
         }
         if let Some((last, entry)) = entries.last().filter(|_| is_cut) {
-            self.late = Some(Late { of, next: last + 1, at: entry.at, before });
+            self.late = Some(Late { of, next: last + 1, at: Some(entry.at), before });
         }
         for (seq, entry) in entries {
             if self.remaining == Some(0) {
@@ -397,19 +446,31 @@ impl Watcher {
         items
     }
 
-    fn gap(&self, missed: Missed, from: Option<KernelTime>, next: Option<&Entry>) -> proto::Gap {
+    /// Of so many events, in that range of numbers.
+    fn gap(&self, missed: Missed, count: u64, from: Option<KernelTime>, next: Option<&Entry>) -> proto::Gap {
         let clock = Clock::read();
-        let cause =
-            if self.resuming { proto::GapCause::ReplayExpired } else { proto::GapCause::WatcherLagged };
+        let cause = if missed.first <= self.present {
+            proto::GapCause::ReplayExpired
+        } else {
+            self.hub.lagged.fetch_add(count, Relaxed);
+            proto::GapCause::WatcherLagged
+        };
         proto::Gap {
             cause: cause.into(),
-            lost: [("event".to_owned(), missed.last - missed.first + 1)].into(),
+            lost: [("event".to_owned(), count)].into(),
             from: from.map(|at| clock.wall(at)),
             to: next.map(|next| clock.wall(next.at.max(next.latest_before))),
             first_seq: Some(missed.first),
             last_seq: Some(missed.last),
             ..Default::default()
         }
+    }
+}
+
+fn entry_of<O>(piece: &Piece<Entry, O>) -> Option<&Entry> {
+    match piece {
+        Piece::Item(_, entry) => Some(entry),
+        Piece::GivenUp(_) => None,
     }
 }
 

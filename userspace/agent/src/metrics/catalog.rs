@@ -40,7 +40,7 @@ kwitness_service::metrics! {
         JOURNAL_EVENTS: Gauge, "kwitness_journal_events", [], "Events in the journal that can be replayed.";
         JOURNAL_CAPACITY: Gauge, "kwitness_journal_capacity_events", [], "Events that it can hold: journal.replay_window.";
         JOURNAL_OLDEST: Gauge, "kwitness_journal_oldest_event_timestamp_seconds", [],
-            "When the oldest of these events happened, since the Unix epoch: how far back `--since` reaches.";
+            "When the oldest of these events happened, since the Unix epoch: how far back `--since` reaches at most.";
         JOURNAL_BYTES: Gauge, "kwitness_journal_size_bytes", [], "Memory that these events take.";
         JOURNAL_CAPACITY_BYTES: Gauge, "kwitness_journal_capacity_bytes", [], "Memory that they may take: journal.replay_bytes.";
 

@@ -48,7 +48,7 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     exposition.set(&TRACKED_LIMIT, *tracked_capacity);
 
     let extent = hub.extent();
-    exposition.set(&JOURNAL_EVENTS, (extent.last_seq + 1).saturating_sub(extent.first_seq));
+    exposition.set(&JOURNAL_EVENTS, extent.events);
     exposition.set(&JOURNAL_CAPACITY, extent.capacity);
     if let Some(oldest) = hub.oldest() {
         let wall = Clock::read().wall(oldest).to_unix_nanos();
@@ -86,7 +86,7 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     }
     bounds(exposition, &counters);
 
-    let counters = verifier.reported().requests().counters();
+    let counters = verifier.reported().counters();
     let mut requests = exposition.family(&CRI_REQUESTS);
     requests.add(["accepted"], named(&counters, "cri_requests_reported"));
     requests.add(["malformed"], named(&counters, "cri_requests_malformed"));
@@ -181,13 +181,14 @@ pub(super) fn workload(exposition: &mut Exposition, workload: &Workload) {
 }
 
 /// Counters of what found no room, by their name in `Status`, and the bound's name here.
-pub(super) const BOUNDS: [(&str, &str); 7] = [
+pub(super) const BOUNDS: [(&str, &str); 8] = [
     ("lifecycle_cgroups_full", "cgroups"),
     ("lifecycle_processes_full", "processes"),
     ("lifecycle_removed_forgotten", "removed_cgroups"),
     ("lifecycle_unknown_dropped", "unknown_records"),
     ("limits_cgroups_full", "limit_cgroups"),
     ("cri_requests_evicted", "cri_requests"),
+    ("guard_limits_evicted", "guard_limits"),
     ("cri_refused", "runtime_queries"),
 ];
 

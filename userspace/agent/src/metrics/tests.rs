@@ -51,8 +51,9 @@ fn names_follow_conventions_and_stand_once() {
 #[test]
 fn the_counters_of_bounds_exist() {
     let bounds = kwitness_core::lifecycle::Bounds::for_cgroups(64);
-    let counters = kwitness_core::node::Node::new(bounds).counters();
-    for (name, _) in expose::BOUNDS.iter().filter(|(name, _)| !name.starts_with("cri_")) {
+    let mut counters = kwitness_core::node::Node::new(bounds).counters();
+    counters.extend(crate::reported::Reported::default().counters());
+    for (name, _) in expose::BOUNDS.iter().filter(|(name, _)| *name != "cri_refused") {
         assert!(counters.contains_key(*name), "{name}");
     }
     assert!(counters.contains_key("limits_writes"));

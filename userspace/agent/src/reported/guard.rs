@@ -9,13 +9,14 @@
 //!
 //! And to what it has lowered `memory.high` for the time of a hold.
 //!
-//! Owns that memory, bounded: it is forgotten when its container is gone, and of too many the oldest goes first.
+//! Owns that memory, bounded: it is forgotten when its container is gone, and of too many the oldest goes first, which is counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kwitness_core::model::{
-    Bound, ContainerId, DesiredLimit, GuardAct, GuardReport, KernelTime, LevelRole, Resource, Source, Wanted,
+    Bound, ContainerId, DesiredLimit, GuardAct, GuardReport, KernelTime, LevelRole, Resource, Source,
+    Unobserved, Wanted,
 };
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::desired::Desired;
 
 /// Containers that are remembered: as many as a guard arms.
-const KNOWN_MAX: usize = 1024;
+pub(super) const KNOWN_MAX: usize = 1024;
 
 /// For how long `memory.high` may be lowered, in nanoseconds: the longest hold, and a second, and a second more. A guard that has died
 /// does not say that it is restored.
@@ -31,10 +32,19 @@ const HIGH_MAX: u64 = 12_000_000_000;
 
 /// The memory. Clones share it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(from = "Limits", into = "Limits")]
-pub struct GuardLimits(Arc<Mutex<Limits>>);
+#[serde(from = "Known", into = "Known")]
+pub struct GuardLimits(Arc<Mutex<Known>>);
 
-type Limits = BTreeMap<ContainerId, Limit>;
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Known {
+    #[serde(flatten)]
+    limits: BTreeMap<ContainerId, Limit>,
+    /// When limits were set that had to be forgotten. No container has that ID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forgotten: Option<Unobserved>,
+    #[serde(skip)]
+    evicted: u64,
+}
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Limit {
@@ -52,15 +62,19 @@ impl Limit {
     fn at(&self) -> Option<KernelTime> {
         self.last().or(self.high).map(|(at, _)| at)
     }
-}
 
-impl From<Limits> for GuardLimits {
-    fn from(limits: Limits) -> Self {
-        Self(Arc::new(Mutex::new(limits)))
+    fn first_at(&self) -> Option<KernelTime> {
+        [self.sets, self.has, self.high].into_iter().flatten().map(|(at, _)| at).min()
     }
 }
 
-impl From<GuardLimits> for Limits {
+impl From<Known> for GuardLimits {
+    fn from(known: Known) -> Self {
+        Self(Arc::new(Mutex::new(known)))
+    }
+}
+
+impl From<GuardLimits> for Known {
     fn from(limits: GuardLimits) -> Self {
         limits.lock().clone()
     }
@@ -69,15 +83,15 @@ impl From<GuardLimits> for Limits {
 impl GuardLimits {
     /// It is about to set that.
     pub(super) fn announced(&self, container: ContainerId, at: KernelTime, bytes: u64) {
-        entry(&mut self.lock(), container).sets = Some((at, bytes));
+        self.lock().entry(container, at).sets = Some((at, bytes));
     }
 
     /// It lowers `memory.high` to that, or has restored it.
     pub(super) fn braked(&self, container: ContainerId, at: KernelTime, bytes: Option<u64>) {
         let mut known = self.lock();
         match bytes {
-            Some(bytes) => entry(&mut known, container).high = Some((at, bytes)),
-            None => change(&mut known, &container, |limit| limit.high = None),
+            Some(bytes) => known.entry(container, at).high = Some((at, bytes)),
+            None => known.change(&container, |limit| limit.high = None),
         }
     }
 
@@ -89,34 +103,45 @@ impl GuardLimits {
             | GuardAct::Refused { level: LevelRole::Pod, .. }
             | GuardAct::Returned { level: LevelRole::Pod, .. } => {}
             GuardAct::Raised { to, .. } | GuardAct::Returned { to, .. } => {
-                let limit = entry(&mut known, report.container.clone());
+                let limit = known.entry(report.container.clone(), report.at);
                 *limit = Limit { sets: None, has: Some((report.at, to)), ..*limit };
             }
-            GuardAct::Refused { .. } => change(&mut known, &report.container, |limit| limit.sets = None),
+            GuardAct::Refused { .. } => known.change(&report.container, |limit| limit.sets = None),
             GuardAct::Held { .. } | GuardAct::Continued { .. } => {}
         }
     }
 
     /// Whether none is remembered.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().limits.is_empty()
+    }
+
+    /// When limits were set that may have been that container's: none is known that is.
+    pub(super) fn forgotten(&self, container: &ContainerId) -> Option<Unobserved> {
+        let known = self.lock();
+        known.forgotten.filter(|_| !known.limits.contains_key(container))
+    }
+
+    /// What was counted.
+    pub(super) fn counters(&self) -> [(&'static str, u64); 1] {
+        [("guard_limits_evicted", self.lock().evicted)]
     }
 
     /// Forgets what has ended, given all that is there.
     pub(crate) fn keep(&self, there: &BTreeSet<&str>) {
-        self.lock().retain(|container, _| there.contains(&*container.0));
+        self.lock().limits.retain(|container, _| there.contains(&*container.0));
     }
 
     /// What a container should have.
     pub(crate) fn desired(&self, container: &ContainerId) -> Option<Desired> {
-        let (at, bytes) = self.lock().get(container)?.last()?;
+        let (at, bytes) = self.lock().limits.get(container)?.last()?;
         let wanted = Wanted::Memory(Bound::At(bytes));
         Some((Resource::Memory, DesiredLimit { source: Source::Guard, at, wanted }))
     }
 
     /// What its `memory.high` should be now: as the guard has lowered it, or restored.
     pub(crate) fn high(&self, container: &ContainerId, now: KernelTime) -> Option<Desired> {
-        let (at, bytes) = self.lock().get(container)?.high?;
+        let (at, bytes) = self.lock().limits.get(container)?.high?;
         if now.0.saturating_sub(at.0) > HIGH_MAX {
             return None;
         }
@@ -125,30 +150,34 @@ impl GuardLimits {
     }
 
     /// Nothing that could panic runs while it is held.
-    fn lock(&self) -> MutexGuard<'_, Limits> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Changes what is remembered of a container, if anything is, and forgets what says nothing any more.
-fn change(known: &mut Limits, container: &ContainerId, by: impl FnOnce(&mut Limit)) {
-    if let Some(limit) = known.get_mut(container) {
-        by(limit);
-        if limit.at().is_none() {
-            known.remove(container);
+impl Known {
+    /// Changes what is remembered of a container, if anything is, and forgets what says nothing any more.
+    fn change(&mut self, container: &ContainerId, by: impl FnOnce(&mut Limit)) {
+        if let Some(limit) = self.limits.get_mut(container) {
+            by(limit);
+            if limit.at().is_none() {
+                self.limits.remove(container);
+            }
         }
     }
-}
 
-/// What is remembered of a container, for which there is room.
-fn entry(known: &mut Limits, container: ContainerId) -> &mut Limit {
-    if known.len() >= KNOWN_MAX && !known.contains_key(&container) {
-        let oldest = known.iter().min_by_key(|(_, limit)| limit.at());
-        if let Some(oldest) = oldest.map(|(container, _)| container.clone()) {
-            known.remove(&oldest);
+    /// What is remembered of a container, for which there is room from then on.
+    fn entry(&mut self, container: ContainerId, at: KernelTime) -> &mut Limit {
+        if self.limits.len() >= KNOWN_MAX && !self.limits.contains_key(&container) {
+            let oldest = self.limits.iter().min_by_key(|(_, limit)| limit.at());
+            let oldest = oldest.map(|(container, _)| container.clone());
+            if let Some(limit) = oldest.and_then(|oldest| self.limits.remove(&oldest)) {
+                self.evicted += 1;
+                super::extend(&mut self.forgotten, limit.first_at().unwrap_or(at), at);
+            }
         }
+        self.limits.entry(container).or_default()
     }
-    known.entry(container).or_default()
 }
 
 #[cfg(test)]
@@ -243,13 +272,20 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_the_oldest_is_forgotten() {
+    fn of_too_many_the_oldest_is_forgotten_and_when_it_was_set_is_not() {
         let limits = GuardLimits::default();
+        let none = limits.forgotten(&id("c"));
         limits.announced(id("c"), KernelTime(1), 128);
         for at in 2..=KNOWN_MAX as u64 + 1 {
             limits.announced(id(&at.to_string()), KernelTime(at), 128);
         }
         assert_eq!(wanted(&limits), None);
-        assert_eq!(limits.lock().len(), KNOWN_MAX);
+        assert_eq!(limits.lock().limits.len(), KNOWN_MAX);
+        assert_eq!(limits.counters(), [("guard_limits_evicted", 1)]);
+        let when = Some(Unobserved { from: KernelTime(1), to: KernelTime(KNOWN_MAX as u64 + 1) });
+        assert_eq!((none, limits.forgotten(&id("c")), limits.forgotten(&id("2"))), (None, when, None));
+        let again: GuardLimits = serde_json::from_str(&serde_json::to_string(&limits).unwrap()).unwrap();
+        assert_eq!(again.forgotten(&id("c")), when);
+        assert_eq!(again.lock().limits.len(), KNOWN_MAX);
     }
 }

@@ -7,14 +7,17 @@
 //! ```
 //!
 //! No other source can be queried for it, so it goes on in the next daemon's memory. Owns that memory; the engine alone adds
-//! to it. Never judges a limit.
+//! to it. What had to be forgotten is remembered by its time: a limit that was written then has been set by one knows not whom. Never
+//! judges a limit.
 
 pub(crate) mod desired;
 mod guard;
 mod requests;
 
+use std::collections::BTreeMap;
+
 use kwitness_api::proto;
-use kwitness_core::model::{ContainerId, KernelTime, Observation};
+use kwitness_core::model::{ContainerId, KernelTime, Observation, Resource, Unobserved};
 use serde::{Deserialize, Serialize};
 
 pub use guard::GuardLimits;
@@ -69,6 +72,20 @@ impl Reported {
         &self.guard
     }
 
+    /// When a limit of that container may have been set by a request that was not observed, or by a report that is forgotten.
+    pub(crate) fn unobserved(&self, container: &ContainerId, resource: Resource) -> Vec<Unobserved> {
+        let is_guards = matches!(resource, Resource::Memory | Resource::MemoryHigh);
+        let of_guard = self.guard.forgotten(container).filter(|_| is_guards);
+        let forgotten = self.requests.forgotten(&container.0).into_iter().chain(of_guard);
+        self.requests.unobserved().into_iter().chain(forgotten).collect()
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let all = self.requests.counters().into_iter().chain(self.guard.counters());
+        all.map(|(name, count)| (name.to_owned(), count)).collect()
+    }
+
     /// Takes in a report; returns whose requests had to be forgotten for that, if any.
     pub(crate) fn take(&self, report: LimitReport) -> Option<ContainerId> {
         match report {
@@ -86,5 +103,35 @@ impl Reported {
             Observation::AgentRestarted { from, to, .. } => self.requests.unobserved_from(*from, *to),
             _ => {}
         }
+    }
+}
+
+/// A time with what was from one instant to another in it.
+fn extend(time: &mut Option<Unobserved>, from: KernelTime, to: KernelTime) {
+    let Unobserved { from: first, to: last } = time.unwrap_or(Unobserved { from, to });
+    *time = Some(Unobserved { from: first.min(from), to: last.max(to) });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_is_forgotten_any_container_may_have_been_of_which_nothing_is_known() {
+        let reported = Reported::default();
+        let id = |number: u64| ContainerId(number.to_string().into());
+        let sets =
+            |number| LimitReport::GuardSets { container: id(number), at: KernelTime(number), bytes: 1 };
+        for number in 1..=guard::KNOWN_MAX as u64 {
+            reported.take(sets(number));
+        }
+        assert_eq!(reported.unobserved(&id(1), Resource::Memory), []);
+        let last = guard::KNOWN_MAX as u64 + 1;
+        reported.take(sets(last));
+        let when = Unobserved { from: KernelTime(1), to: KernelTime(last) };
+        assert_eq!(reported.unobserved(&id(1), Resource::Memory), [when]);
+        assert_eq!(reported.unobserved(&id(1), Resource::Cpu), [], "the guard sets none");
+        assert_eq!(reported.unobserved(&id(last), Resource::Memory), []);
+        assert_eq!(reported.counters()["guard_limits_evicted"], 1);
     }
 }

@@ -54,6 +54,8 @@ struct Known {
     evicted: u64,
     /// The oldest first.
     unobserved: Vec<Unobserved>,
+    /// When requests came that had to be forgotten.
+    forgotten: Option<Unobserved>,
 }
 
 /// The same as it is written down.
@@ -61,6 +63,8 @@ struct Known {
 struct Written {
     requests: Vec<Requested>,
     unobserved: Vec<Unobserved>,
+    #[serde(default)]
+    forgotten: Option<Unobserved>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -72,8 +76,8 @@ struct Requested {
 }
 
 impl From<Written> for Requests {
-    fn from(Written { requests, unobserved }: Written) -> Self {
-        let mut known = Known { unobserved, ..Known::default() };
+    fn from(Written { requests, unobserved, forgotten }: Written) -> Self {
+        let mut known = Known { unobserved, forgotten, ..Known::default() };
         requests.into_iter().for_each(|of| known.put(of.last.id.as_str().into(), of));
         Self(Arc::new(Mutex::new(known)))
     }
@@ -82,7 +86,8 @@ impl From<Written> for Requests {
 impl From<Requests> for Written {
     fn from(requests: Requests) -> Self {
         let known = requests.lock();
-        Self { requests: known.of.values().cloned().collect(), unobserved: known.unobserved.clone() }
+        let (unobserved, forgotten) = (known.unobserved.clone(), known.forgotten);
+        Self { requests: known.of.values().cloned().collect(), unobserved, forgotten }
     }
 }
 
@@ -152,6 +157,12 @@ impl Requests {
         self.lock().unobserved.clone()
     }
 
+    /// When there were requests that may have been about this one: none is known that is.
+    pub(super) fn forgotten(&self, id: &str) -> Option<Unobserved> {
+        let known = self.lock();
+        known.forgotten.filter(|_| !known.of.contains_key(id))
+    }
+
     /// Whether none is remembered.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().of.is_empty()
@@ -189,7 +200,7 @@ impl Requests {
     }
 
     /// What was counted.
-    pub fn counters(&self) -> BTreeMap<String, u64> {
+    pub(super) fn counters(&self) -> [(&'static str, u64); 4] {
         let known = self.lock();
         [
             ("cri_requests_reported", known.reported),
@@ -197,8 +208,6 @@ impl Requests {
             ("cri_requests_evicted", known.evicted),
             ("cri_requests_known", known.of.len() as u64),
         ]
-        .map(|(name, count)| (name.to_owned(), count))
-        .into()
     }
 
     /// Nothing that could panic runs while it is held.
@@ -223,8 +232,10 @@ impl Known {
     /// that are there nothing.
     fn evict(&mut self) -> Option<ContainerId> {
         let (_, _, oldest) = self.order.first()?.clone();
-        let (oldest, _) = self.take(&oldest)?;
+        let (oldest, Requested { limits, last, .. }) = self.take(&oldest)?;
         self.evicted += 1;
+        let first = limits.values().map(|limit| limit.at).min().unwrap_or(KernelTime(last.received));
+        super::extend(&mut self.forgotten, first, KernelTime(last.answered));
         Some(ContainerId(oldest))
     }
 }
@@ -354,7 +365,7 @@ mod tests {
         assert!(requests.last("new").is_some() && requests.last("stays").is_some());
         requests.keep(&["stays"].into(), KernelTime(NOW.0 + UNBORN));
         assert!(requests.last("new").is_none(), "it never was");
-        assert_eq!(requests.counters()["cri_requests_known"], 1);
+        assert_eq!(BTreeMap::from(requests.counters())["cri_requests_known"], 1);
     }
 
     #[test]
@@ -378,8 +389,12 @@ mod tests {
         assert!((1..KNOWN_MAX).all(|number| report(number).is_none()));
         assert_eq!(report(KNOWN_MAX).as_deref(), Some("1"));
         assert!(requests.last("1").is_none() && requests.last("0").is_some() && requests.last("2").is_some());
-        let counters = requests.counters();
+        let counters = BTreeMap::from(requests.counters());
         assert_eq!((counters["cri_requests_known"], counters["cri_requests_evicted"]), (KNOWN_MAX as u64, 1));
+        let when = Unobserved { from: KernelTime(2), to: KernelTime(7) };
+        assert_eq!((requests.forgotten("1"), requests.forgotten("2")), (Some(when), None));
+        let again: Requests = serde_json::from_str(&serde_json::to_string(&requests).unwrap()).unwrap();
+        assert_eq!(again.forgotten("1"), Some(when));
         // What is requested again, is seen to be there or ends changes its place.
         take(&requests, update("2", NOW.0 - 10, 4096, 0)).unwrap();
         requests.keep(&["0", "3"].into(), KernelTime(0));
@@ -408,8 +423,8 @@ mod tests {
         ] {
             assert_eq!(take(&requests, request), Err(why));
         }
-        assert_eq!(requests.counters()["cri_requests_malformed"], 9);
-        assert_eq!(requests.counters()["cri_requests_reported"], 0);
+        assert_eq!(BTreeMap::from(requests.counters())["cri_requests_malformed"], 9);
+        assert_eq!(BTreeMap::from(requests.counters())["cri_requests_reported"], 0);
         let resources = Some(proto::CriResources {
             memory_swap_max: "9".repeat(1000),
             memory_high: "max, or so".to_owned(),

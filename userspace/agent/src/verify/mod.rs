@@ -375,7 +375,7 @@ impl Verifier {
     ) -> Result<Vec<(Option<Arc<Subject>>, Judged)>, Stopped> {
         let cgroups = self.cgroups.clone();
         let kubernetes = self.kubernetes.clone();
-        let unobserved = self.reported.requests().unobserved();
+        let reported = self.reported.clone();
         let gathered = tokio::task::spawn_blocking(move || {
             let mut files = levels::Files::default();
             let page = procfs::page_size();
@@ -383,7 +383,8 @@ impl Verifier {
                 // Before the files: what they say is never the older one.
                 let kubernetes = kubernetes.as_ref().and_then(|source| target.view(source));
                 // A pod's limits are the kubelet's own: no request sets them.
-                let unobserved = if target.subject.is_some() { unobserved.clone() } else { Vec::new() };
+                let of_container = |of: &Arc<Subject>| reported.unobserved(&of.container_id, target.resource);
+                let unobserved = target.subject.as_ref().map(of_container).unwrap_or_default();
                 let read = levels::read(&cgroups, &mut files, &target.path, target.cgroup, target.resource)?;
                 let evidence = Evidence {
                     requester,

@@ -165,14 +165,11 @@ impl Events {
 
     fn subscribe(&self, connection: ConnectionId) -> Result<Response<Stream>, Status> {
         self.counters.event_streams.count();
-        let subscriber = self.subscribers.add(connection).ok_or_else(|| {
+        let (subscriber, was_full) = self.subscribers.add(connection);
+        if was_full {
             self.counters.event_streams_exhausted.count();
-            Status::resource_exhausted(format!(
-                "{} clients are subscribed to events, the maximum",
-                limits::EVENT_STREAMS
-            ))
-        })?;
-        Ok(Response::new(subscriber.into_stream().boxed()))
+        }
+        Ok(Response::new(subscriber?.into_stream().boxed()))
     }
 
     /// Which source serves the clients; none: there are none, or neither source has answered yet.

@@ -2,9 +2,10 @@
 //!
 //! Owns the queues. Sending never waits: a client whose queue is full has its stream ended with an error, and no other notices.
 //! Every queue is an uninterrupted end of the same sequence of events, and events are shared between queues: all queues together are
-//! never larger than the largest may be.
+//! never larger than the largest may be. Where there are too many, the client with most has its newest stream ended, as the client with
+//! most connections has its newest one closed ([`gives_way`]).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -13,13 +14,19 @@ use tokio::sync::{Notify, watch};
 use tonic::Status;
 
 use super::super::limits;
+use kwitness_service::{Held, Peer, gives_way};
 
 /// How a stream ends.
 pub type End = Result<(), Status>;
 
 /// A client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectionId(pub u64);
+pub struct ConnectionId {
+    /// Its number, of all that this process accepted.
+    pub number: u64,
+    /// Whose it is.
+    pub of: Peer,
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -48,6 +55,12 @@ impl Shared {
         self.lock().end.get_or_insert(end);
         self.changed.notify_one();
     }
+
+    /// Ends it at once: what is in the queue is freed.
+    fn cut(&self, why: &str) {
+        *self.lock() = Queue { end: Some(Err(Status::resource_exhausted(why))), ..Queue::default() };
+        self.changed.notify_one();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +68,25 @@ struct All {
     subscribers: Vec<Arc<Shared>>,
     /// The number of the last event.
     last: u64,
+}
+
+impl All {
+    /// Ends a stream of the client with most, for one more of another's.
+    fn make_room(&mut self, of: Peer) -> bool {
+        let mut clients: BTreeMap<Peer, Held> = BTreeMap::new();
+        for (newest, one) in (0..).zip(&self.subscribers) {
+            let by = one.connection.of;
+            let held = clients.entry(by).or_insert(Held { by, count: 0, newest });
+            *held = Held { by, count: held.count + 1, newest };
+        }
+        let other = gives_way(clients.values().copied(), of, limits::EVENT_STREAMS_KEPT);
+        let newest =
+            other.and_then(|other| self.subscribers.iter().rposition(|one| one.connection.of == other));
+        let Some(newest) = newest else { return false };
+        let ended = self.subscribers.remove(newest);
+        ended.cut("another client subscribes to events, and this one has most streams");
+        true
+    }
 }
 
 /// All subscribers.
@@ -66,11 +98,13 @@ pub struct Subscribers {
 }
 
 impl Subscribers {
-    /// One more; none: there are [`limits::EVENT_STREAMS`].
-    pub fn add(&self, connection: ConnectionId) -> Option<Subscriber> {
-        let mut added = None;
+    /// One more of that client, and whether there were [`limits::EVENT_STREAMS`]: then one of another's has ended for it, or it is
+    /// refused.
+    pub fn add(&self, connection: ConnectionId) -> (Result<Subscriber, Status>, bool) {
+        let (mut added, mut was_full) = (None, false);
         self.all.send_if_modified(|all| {
-            if all.subscribers.len() >= limits::EVENT_STREAMS {
+            was_full = all.subscribers.len() >= limits::EVENT_STREAMS;
+            if was_full && !all.make_room(connection.of) {
                 return false;
             }
             let queue = Mutex::new(Queue { taken: all.last, ..Queue::default() });
@@ -79,7 +113,17 @@ impl Subscribers {
             added = Some(shared);
             true
         });
-        added.map(|shared| Subscriber { shared, all: self.clone() })
+        if was_full {
+            self.progress.notify_waiters();
+        }
+        let subscriber = added.map(|shared| Subscriber { shared, all: self.clone() });
+        let refused = || {
+            let max = limits::EVENT_STREAMS;
+            Status::resource_exhausted(format!(
+                "{max} streams of events, the maximum, and no client has more than this one"
+            ))
+        };
+        (subscriber.ok_or_else(refused), was_full)
     }
 
     /// Queues an event for every client; returns how many overflowed, whose streams end. Numbers ascend.
@@ -106,12 +150,11 @@ impl Subscribers {
             }
             if queue.bytes + event.len() > limits::EVENTS_WAITING {
                 let waiting = queue.events.len();
-                *queue = Queue::default();
                 drop(queue);
                 overflowed += 1;
-                subscriber.end(Err(Status::resource_exhausted(format!(
+                subscriber.cut(&format!(
                     "the client reads too slowly: {waiting} events were waiting; list everything, and subscribe again"
-                ))));
+                ));
                 continue;
             }
             queue.bytes += event.len();
@@ -249,12 +292,20 @@ mod tests {
 
     use super::*;
 
-    const ONE: ConnectionId = ConnectionId(1);
+    const ONE: ConnectionId = of(1000, 1);
+
+    const fn of(user: u32, process: i32) -> ConnectionId {
+        ConnectionId { number: 1, of: Peer { user: Some(user), process: Some(process) } }
+    }
+
+    fn add(all: &Subscribers, process: i32) -> Result<Subscriber, Status> {
+        all.add(of(1000, process)).0
+    }
 
     #[tokio::test]
     async fn a_full_queue_ends_its_own_stream_only() {
         let all = Subscribers::default();
-        let (mut slow, mut quick) = (all.add(ONE).unwrap(), all.add(ONE).unwrap());
+        let (mut slow, mut quick) = (add(&all, 1).unwrap(), add(&all, 1).unwrap());
         let event = Bytes::from(vec![7; limits::EVENTS_WAITING / 4]);
         for _ in 0..4 {
             assert_eq!(all.send(1, &event), 0);
@@ -273,7 +324,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_sent_before_the_end_is_delivered() {
         let all = Subscribers::default();
-        let mut one = all.add(ONE).unwrap();
+        let mut one = add(&all, 1).unwrap();
         all.send(1, &Bytes::from_static(b"1"));
         assert_eq!(all.end_all(&Ok(())), 1);
         assert_eq!(all.send(1, &Bytes::from_static(b"2")), 0);
@@ -281,22 +332,44 @@ mod tests {
         assert!(one.next().await.is_none());
     }
 
-    #[test]
-    fn there_are_no_more_than_allowed() {
+    #[tokio::test]
+    async fn a_client_that_takes_all_streams_keeps_no_other_out() {
         let all = Subscribers::default();
-        let mut held: Vec<_> = (0..limits::EVENT_STREAMS).map(|_| all.add(ONE).unwrap()).collect();
-        assert!(all.add(ONE).is_none());
-        held.pop();
-        assert!(all.add(ONE).is_some(), "room is made again");
+        let kubelet = add(&all, 1).unwrap();
+        let mut many: Vec<_> = (1..limits::EVENT_STREAMS).map(|_| add(&all, 2).unwrap()).collect();
+        assert_eq!(add(&all, 2).unwrap_err().code(), Code::ResourceExhausted, "its own is one too many");
+        all.send(1, &Bytes::from_static(b"1"));
+        let (other, was_full) = all.add(of(0, 3));
+        assert!(was_full && all.count() == limits::EVENT_STREAMS);
+        let end = many.pop().unwrap().next().await.unwrap().unwrap_err();
+        assert_eq!(end.code(), Code::ResourceExhausted, "without what it had not read");
+        let mut those = [kubelet, other.unwrap(), many.pop().unwrap()];
+        all.send(2, &Bytes::from_static(b"2"));
+        for (one, event) in those.iter_mut().zip([b"1", b"2", b"1"]) {
+            assert_eq!(&*one.next().await.unwrap().unwrap(), event);
+        }
+        drop(those);
+        assert_eq!(all.count(), limits::EVENT_STREAMS - 3, "the one that was ended does not count");
+    }
+
+    #[test]
+    fn of_one_users_many_clients_none_that_is_subscribed_gives_way() {
+        let all = Subscribers::default();
+        let each: Vec<_> =
+            (0..limits::EVENT_STREAMS).map(|process| add(&all, process as i32).unwrap()).collect();
+        assert!(add(&all, 100).is_err());
+        assert!(all.add(of(0, 1)).0.is_ok(), "another user");
+        drop(each);
+        assert!(add(&all, 100).is_ok(), "room is made again");
     }
 
     #[tokio::test]
     async fn what_a_connection_has_taken_is_known() {
         let all = Subscribers::default();
-        let other = ConnectionId(2);
+        let other = ConnectionId { number: 2, ..ONE };
         assert!(!all.has(ONE));
         all.send(1, &Bytes::from_static(b"before"));
-        let mut stream = all.add(ONE).unwrap();
+        let mut stream = add(&all, 1).unwrap();
         assert!(all.has(ONE) && !all.has(other));
         assert!(all.has_taken(ONE, 1), "nothing of before comes");
         for number in [2, 3] {
@@ -322,7 +395,7 @@ mod tests {
     async fn it_is_known_whether_there_are_clients() {
         let all = Subscribers::default();
         all.wait_until_unused().await;
-        let one = all.add(ONE).unwrap();
+        let one = add(&all, 1).unwrap();
         all.wait_until_used().await;
         drop(one);
         all.wait_until_unused().await;
