@@ -16,7 +16,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
 use quote::ToTokens as _;
 use serde::Deserialize;
-use syn::{Item, ItemMod, UseName, UsePath, UseRename, UseTree};
+use syn::{
+    Attribute, Expr, ExprLit, Item, ItemMod, Lit, Meta, MetaNameValue, UseName, UsePath, UseRename, UseTree,
+};
 
 use crate::run;
 use crate::workspace::Workspace;
@@ -156,7 +158,7 @@ impl Modules {
         let mut own = Vec::new();
         let mut names = BTreeMap::new();
         for item in items.into_iter().filter(|item| !is_test(item)) {
-            let Item::Mod(ItemMod { ident, content, .. }) = item else {
+            let Item::Mod(ItemMod { ident, content, attrs, .. }) = item else {
                 own.push(item);
                 continue;
             };
@@ -165,6 +167,9 @@ impl Modules {
             let inside = [path.clone(), vec![name.clone()]].concat();
             if let Some((_, items)) = content {
                 self.add(inside, items, file, &inner)?;
+            } else if let Some(found) = attrs.iter().find_map(path_of) {
+                let found = file.with_file_name(found);
+                self.add(inside, parse(&found)?, &found, &inner)?;
             } else {
                 let files = [directory.join(format!("{name}.rs")), inner.join("mod.rs")];
                 let Some(found) = files.iter().find(|path| path.is_file()) else {
@@ -326,6 +331,17 @@ fn parse(file: &Path) -> Result<Vec<Item>> {
     Ok(syn::parse_file(&text).with_context(|| format!("parse {}", file.display()))?.items)
 }
 
+/// The file of a module, as its attribute `path` names it.
+fn path_of(attribute: &Attribute) -> Option<String> {
+    let Meta::NameValue(MetaNameValue {
+        path, value: Expr::Lit(ExprLit { lit: Lit::Str(file), .. }), ..
+    }) = &attribute.meta
+    else {
+        return None;
+    };
+    path.is_ident("path").then(|| file.value())
+}
+
 fn is_test(item: &Item) -> bool {
     let mut tokens = item.to_token_stream().into_iter();
     while let (Some(TokenTree::Punct(punct)), Some(TokenTree::Group(group))) = (tokens.next(), tokens.next())
@@ -385,6 +401,13 @@ mod tests {
             ];
             assert_eq!(circles(&files), ["a b"], "{a}");
         }
+    }
+
+    #[test]
+    fn a_module_may_have_its_file_elsewhere() {
+        let root = ("lib.rs", "#[path = \"elsewhere/of_a.rs\"] mod a; mod b;");
+        let files = [root, ("elsewhere/of_a.rs", "use crate::b::X;"), ("b.rs", "use crate::a::X;")];
+        assert_eq!(circles(&files), ["a b"]);
     }
 
     #[test]

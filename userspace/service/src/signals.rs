@@ -72,7 +72,7 @@ impl Signals {
         Ok(Self { received, is_suspended })
     }
 
-    /// From now on, a program that was told to stop is not ended for taking longer than [`STOP`]: what it does must not be cut off.
+    /// From now on, a program that was told to stop is not ended for taking longer than two seconds: what it does must not be cut off.
     pub fn suspend_deadline(&self) {
         self.is_suspended.store(true, Ordering::Relaxed);
     }
@@ -153,6 +153,7 @@ mod tests {
             let mut signals = Signals::handle().unwrap();
             say("ready");
             assert_eq!(next(&mut signals), Signal::Reload);
+            say("reload");
             assert_eq!(next(&mut signals), Signal::LogCounters);
             say("counters");
             loop {
@@ -162,6 +163,7 @@ mod tests {
         let mut child = Child::start("a_stuck_program_ends_and_only_after_a_signal_to_stop");
         child.wait_for("ready");
         child.signal(Unix::SIGHUP);
+        child.wait_for("reload");
         child.signal(Unix::SIGUSR1);
         // Neither ends it.
         child.wait_for("counters");
