@@ -33,7 +33,7 @@ pub struct Daemon {
     /// While another daemon runs at the socket, wait for its end and take over
     #[arg(long)]
     pub standby: bool,
-    /// When told to stop, remove what is kept for the next daemon (kernel.pin)
+    /// At SIGTERM or SIGINT, remove what is kept for the next daemon (kernel.pin)
     #[arg(
         long,
         value_name = "WHEN",
@@ -45,12 +45,12 @@ pub struct Daemon {
     pub unpin: Option<Unpin>,
 }
 
-/// When a daemon that is told to stop leaves nothing.
+/// When a daemon that gets SIGTERM or SIGINT leaves nothing.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum Unpin {
-    /// Whatever comes next
+    /// In any case, also if a standby waits
     Always,
-    /// If no daemon with --standby waits to take over
+    /// Only if no daemon with --standby waits to take over
     UnlessStandby,
 }
 
