@@ -107,7 +107,7 @@ async fn watch_node(
     namespaces::configure(&mut settings, &cgroups, config.any_pid_namespace)?;
     pressure::configure(&mut settings, config, &cgroups);
     // A standby that could never run is not to be waited for.
-    check_process().map_err(Advised::from)?;
+    setup.run(check_process)?.map_err(Advised::from)?;
     let reload_due = Notify::new();
     let stop = told_to_stop(signals, &reload_due);
     let lock = match take_turn(&config.socket, standby, stop, &metrics).await? {
@@ -118,7 +118,7 @@ async fn watch_node(
     let began = Instant::now();
     let Probes { attached, mut capabilities, watch, until_loaded, until_attached } = {
         let (settings, cgroups) = (settings.clone(), cgroups.clone());
-        setup.run(move || Probes::attach(&settings, &cgroups, began))??
+        setup.finish(move || Probes::attach(&settings, &cgroups, began))??
     };
     let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;

@@ -66,29 +66,39 @@ impl Setup {
         let lasting = lasting_of(privileges::held()?);
         privileges::keep_only(lasting | Privilege::set(&SETUP))?;
         let (jobs, receive) = mpsc::sync_channel::<Job>(1);
-        let wait = move || receive.recv().into_iter().for_each(|job| job());
+        let wait = move || receive.into_iter().for_each(|job| job());
         let thread = thread::Builder::new().name("setup".to_owned()).spawn(wait);
         privileges::keep_only(lasting)?;
         Ok(Self { jobs, thread: thread.context("cannot start the setup thread")? })
     }
 
-    /// Runs `job` on that thread, and waits for the end of both.
+    /// Runs `job` on that thread, and waits for its end.
     ///
     /// # Errors
     /// `job` panicked.
-    pub fn run<T: Send + 'static>(self, job: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
         let (send, receive) = mpsc::sync_channel(1);
-        // Room for one: neither waits, and the receiver is there until both have ended.
+        // Room for one: it does not wait, and the receiver is there until it has ended.
         let job: Job = Box::new(move || send.send(job()).unwrap_or_default());
-        let ended = self.jobs.send(job).is_ok() && self.thread.join().is_ok();
-        receive.recv().ok().filter(|_| ended).context("the setup panicked")
+        self.jobs.send(job).ok().and_then(|()| receive.recv().ok()).context("the setup panicked")
+    }
+
+    /// Runs the last one, and waits for the end of the thread.
+    ///
+    /// # Errors
+    /// `job` panicked.
+    pub fn finish<T: Send + 'static>(self, job: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+        let result = self.run(job);
+        let Self { jobs, thread } = self;
+        drop(jobs);
+        thread.join().ok().context("the setup panicked")?;
+        result
     }
 }
 
-/// Of what a process holds, what the daemon keeps until its end. Where `CAP_BPF` was not granted, `CAP_SYS_ADMIN` stands in for it.
+/// Of what a process holds, what the daemon keeps until its end.
 fn lasting_of(held: CapabilitySet) -> CapabilitySet {
-    let lasting = Privilege::set(&LASTING);
-    if held.contains(CapabilitySet::BPF) { lasting } else { lasting | CapabilitySet::SYS_ADMIN }
+    privileges::for_bpf(Privilege::set(&LASTING), held)
 }
 
 /// What this thread holds, and what for, in the API's shape. Empty if the kernel does not say.
@@ -182,7 +192,7 @@ mod tests {
         let before = privileges::held().unwrap();
         let (here, there) = thread::spawn(|| {
             let setup = Setup::start().unwrap();
-            (privileges::held().unwrap(), setup.run(|| privileges::held().unwrap()).unwrap())
+            (privileges::held().unwrap(), setup.finish(|| privileges::held().unwrap()).unwrap())
         })
         .join()
         .unwrap();
@@ -194,7 +204,24 @@ mod tests {
     #[test]
     fn a_panic_of_the_setup_is_an_error() {
         let setup = thread::spawn(|| Setup::start().unwrap()).join().unwrap();
+        assert_eq!(setup.run(|| 7).unwrap(), 7);
         let error = setup.run(|| -> () { panic!("on purpose") }).unwrap_err();
         assert_eq!(error.to_string(), "the setup panicked");
+        assert!(setup.finish(|| 7).is_err());
+    }
+
+    /// The kernel shows a process's capabilities by its first thread.
+    #[test]
+    fn what_is_missing_is_what_the_asking_thread_has_not() {
+        let before = crate::probe::environment::missing_privileges();
+        let (here, there) = thread::spawn(|| {
+            let setup = Setup::start().unwrap();
+            let missing = crate::probe::environment::missing_privileges;
+            (missing(), setup.finish(missing).unwrap())
+        })
+        .join()
+        .unwrap();
+        assert_eq!(there, before);
+        assert!(here.contains(&"CAP_PERFMON"), "{here:?}");
     }
 }

@@ -400,9 +400,11 @@ impl<O: Copy + Eq> GivenUp<O> {
         }
     }
 
-    /// As much of it as comes after a number before its last.
+    /// As much of it as comes after a number before its last. Of the last numbers, which a reader gives its own gaps, whoever comes back
+    /// may have heard of some owners and not of the others, of whom all counts then.
     fn after(&self, seq: u64) -> Self {
-        let most = self.last - seq.max(self.first - 1);
+        let left = self.last - seq.max(self.first - 1);
+        let most = if left > OWNERS as u64 { left } else { u64::MAX };
         let of = self.of.iter().map(|(owner, count)| (*owner, most.min(*count))).collect();
         Self { first: self.first.max(seq + 1), last: self.last, of }
     }

@@ -27,6 +27,8 @@ kwitness_service::counters! {
     event_streams_overflowed,
     /// Of those: ended with the runtime's status, because no source had events.
     event_streams_refused,
+    /// Of those: ended, because the event of a start did not come in time.
+    event_streams_late,
     /// Events received from the daemon.
     events_daemon,
     /// Events received from the runtime.
@@ -41,7 +43,7 @@ kwitness_service::counters! {
     moves_to_runtime,
     /// Answers to calls that start something that were held for their event.
     answers_held,
-    /// Of those: passed on without it, because it did not come in time; the client's stream was ended.
+    /// Answers to such calls that were passed on before their event: it did not come in time, or could not be waited for.
     answers_before_event,
     /// Requests for limits that were reported to the daemon.
     requests_reported,

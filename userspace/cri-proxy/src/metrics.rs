@@ -28,7 +28,7 @@ kwitness_service::metrics! {
         EVENT_STREAMS_LIMIT: Gauge, "kwitness_cri_proxy_event_streams_limit", [], "Event streams that there may be at a time.";
         EVENT_STREAMS_OPENED: Counter, "kwitness_cri_proxy_event_streams_opened_total", [], "Event streams that clients requested.";
         EVENT_STREAMS_ENDED: Counter, "kwitness_cri_proxy_event_streams_ended_total", ["reason"],
-            "Event streams ended by the proxy: full (too many), slow (not read) or no_source (neither source has events).";
+            "Event streams ended by the proxy: full (too many), slow (not read), late (the event of a start did not come in time) or no_source (neither source has events).";
         EVENTS: Counter, "kwitness_cri_proxy_events_total", ["source"], "Container events received, by source.";
         EVENTS_DUPLICATE: Counter, "kwitness_cri_proxy_events_duplicate_total", [], "Of these, dropped because they came before.";
         EVENTS_UNDECODED: Counter, "kwitness_cri_proxy_events_undecoded_total", [], "Of these, passed on undecoded.";
@@ -36,7 +36,7 @@ kwitness_service::metrics! {
         ANSWERS_HELD: Counter, "kwitness_cri_proxy_answers_held_total", [],
             "Answers to StartContainer and RunPodSandbox held until the client had the event of the start.";
         ANSWERS_BEFORE_EVENT: Counter, "kwitness_cri_proxy_answers_before_event_total", [],
-            "Of these, passed on without the event, because it did not come in time; the client's event stream was ended.";
+            "Such answers passed on before the event, because it did not come in time or could not be waited for.";
 
         CALLS: Counter, "kwitness_cri_proxy_calls_total", [], "Calls passed on to the runtime, or tried to be.";
         CALLS_FAILED: Counter, "kwitness_cri_proxy_calls_failed_total", ["reason"],
@@ -122,6 +122,7 @@ impl Sources {
         let mut ended = exposition.family(&EVENT_STREAMS_ENDED);
         ended.add(["full"], counters.event_streams_exhausted.get());
         ended.add(["slow"], counters.event_streams_overflowed.get());
+        ended.add(["late"], counters.event_streams_late.get());
         ended.add(["no_source"], counters.event_streams_refused.get());
         let mut received = exposition.family(&EVENTS);
         received.add(["daemon"], counters.events_daemon.get());

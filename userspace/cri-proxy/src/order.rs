@@ -7,14 +7,15 @@
 //! ```text
 //!   trailers of the runtime's answer ──▶ Held ──▶ passed on: the event was sent on this connection's streams
 //!            │                            └─────▶ passed on: it did not come in time, these streams are ended
-//!            └─ passed on at once: an error, no stream of events on this connection, the event was sent,
-//!               or too many are held
+//!            ├─ passed on at once: an error, no stream of events on this connection, or the event was sent
+//!            └─ passed on at once, and counted: too many are held, the last one was passed on without its event and none has
+//!               come since, or the id cannot be read
 //! ```
 //!
 //! `CreateContainer` is not held: there is no event before the container starts, and one that was not started does not run twice.
 //!
 //! A stream on which a start is missing must not be relied on: a kubelet whose stream ends lists everything and subscribes again, and
-//! after five ends it polls the runtime.
+//! after five ends in its life it polls the runtime for good. So a source that hangs costs one end.
 //!
 //! Owns the wait, bounded in number and time. The answer itself passes unchanged, its message at once: only its end is held.
 
@@ -104,15 +105,19 @@ impl OrderedCall {
 
     /// What the end of the answer has to wait for; none: nothing.
     pub fn wait(self, trailers: &HeaderMap) -> Option<BoxFuture<'static, ()>> {
-        if status_code(trailers) != Some(0) {
+        if status_code(trailers) != Some(0) || !self.events.come() {
             return None;
         }
-        let event = self.event()?;
+        let event = self.event();
         let Self { order, events, .. } = self;
-        if events.were_sent(&event) {
+        if event.as_ref().is_some_and(|event| events.were_sent(event)) {
             return None;
         }
-        let place = Arc::clone(&order.places).try_acquire_owned().ok()?;
+        let place = || Arc::clone(&order.places).try_acquire_owned().ok();
+        let Some((event, place)) = event.filter(|_| !events.are_late()).zip(place()) else {
+            order.counters.answers_before_event.count();
+            return None;
+        };
         order.counters.answers_held.count();
         Some(Box::pin(async move {
             let _place = place;
@@ -120,7 +125,7 @@ impl OrderedCall {
                 order.counters.answers_before_event.count();
                 let id = String::from_utf8_lossy(&event.container_id);
                 tracing::warn!(%id, after = ?order.longest, "no event of a start: the client's event stream is ended");
-                events.end(&Status::unavailable(format!(
+                events.missed(&Status::unavailable(format!(
                     "the event of the start of {id} did not come; list everything, and subscribe again"
                 )));
             }

@@ -31,7 +31,7 @@
 //! # The quiet rule
 //!
 //! A limit to which it is lowered must have been enough for the whole time: no sample of usage above the threshold of *that* limit
-//! less 10 % of it. Of the limits that the raises went through (the original one, one step more, two steps more) the
+//! (the policy's, or less, as the [`share`](mod@crate::share) of it says) less 10 % of it. Of the limits that the raises went through (the original one, one step more, two steps more) the
 //! lowest that was enough is taken: so a container that still needs some of it gives the rest back, step by step. What is lowered is
 //! never below usage, and no process is held again by the next charge.
 //!
@@ -44,6 +44,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{Change, Refusal};
 use crate::policy::{Bytes, Rule};
 use crate::program::nanos;
+use crate::share::{Sizes, share};
 
 /// What must be left below the threshold of the lower limit, in thousandths of it.
 const MARGIN_PER_MILLE: u32 = 100;
@@ -131,6 +132,8 @@ pub struct Sample {
     pub limit: Option<Bytes>,
     /// The usage.
     pub used: Bytes,
+    /// What else the threshold depends on.
+    pub(crate) sizes: Sizes,
 }
 
 /// What to do next.
@@ -198,7 +201,7 @@ impl GiveBack {
     /// Takes a sample of a container whose loan is to be given back after such a quiet time.
     pub fn sample(&mut self, loan: &Loan, rule: &Rule, quiet: Duration, sample: Sample) -> Next {
         let Stage::Watching(window) = &mut self.stage else { return Next::Wait };
-        let Sample { now, limit, used } = sample;
+        let Sample { now, limit, used, sizes } = sample;
         let Some(limit) = limit.filter(|limit| loan.is_ours(*limit)) else {
             return Next::Forget { limit };
         };
@@ -225,7 +228,7 @@ impl GiveBack {
             self.stage = Stage::Verifying(change);
             return Next::Verify(change);
         }
-        match lower(loan.original, limit, rule, current.peak) {
+        match lower(loan.original, limit, rule, sizes, current.peak) {
             Some(to) => {
                 let change = Change { from: limit, to };
                 self.stage = Stage::Lowering(change);
@@ -292,24 +295,24 @@ impl GiveBack {
 }
 
 /// The lowest of the limits that raises went through for which this much usage is quiet, if that is below the limit.
-fn lower(original: Bytes, limit: Bytes, rule: &Rule, peak: Bytes) -> Option<Bytes> {
-    if is_enough(original, rule, peak) {
-        return (original < limit).then_some(original);
+fn lower(original: Bytes, limit: Bytes, rule: &Rule, sizes: Sizes, peak: Bytes) -> Option<Bytes> {
+    let mut lower = original;
+    while lower < limit {
+        if is_enough(lower, rule, sizes, peak) {
+            return Some(lower);
+        }
+        // Not one by one: the limit may be very many steps away.
+        let missing = peak.0.saturating_sub(lower.0).div_ceil(rule.step.0).max(1);
+        lower = Bytes(lower.0.checked_add(missing.checked_mul(rule.step.0)?)?);
     }
-    // Whole steps above the original limit.
-    let needed = u64::try_from((u128::from(peak.0) * 1000).div_ceil(quiet_per_mille(rule))).ok()?;
-    let steps = needed.saturating_sub(original.0).div_ceil(rule.step.0);
-    let lower = original.0.checked_add(steps.checked_mul(rule.step.0)?)?;
-    (lower < limit.0).then_some(Bytes(lower))
+    None
 }
 
 /// Whether that limit is enough for this much usage: see the quiet rule.
-pub(crate) fn is_enough(limit: Bytes, rule: &Rule, used: Bytes) -> bool {
-    u128::from(used.0) * 1000 <= u128::from(limit.0) * quiet_per_mille(rule)
-}
-
-fn quiet_per_mille(rule: &Rule) -> u128 {
-    u128::from(rule.threshold.per_mille() - MARGIN_PER_MILLE)
+pub(crate) fn is_enough(limit: Bytes, rule: &Rule, sizes: Sizes, used: Bytes) -> bool {
+    let Ok(held_from) = share(rule.threshold, Sizes { limit: Some(limit), ..sizes }) else { return false };
+    let quiet = held_from.saturating_sub(MARGIN_PER_MILLE);
+    u128::from(used.0) * 1000 <= u128::from(limit.0) * u128::from(quiet)
 }
 
 #[cfg(test)]

@@ -274,6 +274,8 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
         }
     };
     follow.abort();
+    // A watchdog that hangs is waited for longer than a program may take to stop, and then killed.
+    signals.suspend_deadline();
     let stopped = guard.stop().await;
     if !reporter.flush(FLUSH_LIMIT).await {
         tracing::warn!("the daemon did not take the last reports: its stream misses them");

@@ -23,6 +23,8 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -34,6 +36,9 @@ use nix::{
 const MODE: u32 = 0o600;
 /// Bytes of the lock file that are read: a process id.
 const HOLDER_BYTES: u64 = 32;
+/// How often the lock is tried that was left to a standby which has left, and the pause between: longer than a process takes to end.
+const REGAIN_TRIES: usize = 100;
+const REGAIN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -150,9 +155,20 @@ impl InstanceLock {
         fs::remove_file(&self.path)
     }
 
-    /// After its release: the lock again, unless the standby still waits for it, or has it.
+    /// After its release: the lock again, unless the standby still waits for it, or another instance has it. A standby that has left its
+    /// place may have it for a moment, until its process has ended: its [`waiter`](Standby::waiter) has just got it.
     fn regain(self) -> Result<Option<Self>, LockError> {
-        if self.has_standby()? { Ok(None) } else { Self::of_free(&self.path, self.file) }
+        for _ in 0..REGAIN_TRIES {
+            if self.has_standby()? {
+                return Ok(None);
+            }
+            match self.file.try_lock() {
+                Ok(()) => return Self::of_locked(&self.path, self.file),
+                Err(TryLockError::WouldBlock) => thread::sleep(REGAIN_PAUSE),
+                Err(TryLockError::Error(error)) => return Err(failed(&self.path)(error)),
+            }
+        }
+        Ok(None)
     }
 
     fn has_standby(&self) -> Result<bool, LockError> {

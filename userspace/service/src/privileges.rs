@@ -41,6 +41,11 @@ pub fn held() -> anyhow::Result<CapabilitySet> {
     Ok(thread::capabilities(None).context("capget(2) failed")?.effective)
 }
 
+/// What a program keeps that loads BPF programs, of what it holds: where `CAP_BPF` was not granted, `CAP_SYS_ADMIN` stands in for it.
+pub fn for_bpf(kept: CapabilitySet, held: CapabilitySet) -> CapabilitySet {
+    if held.contains(CapabilitySet::BPF) { kept } else { kept | CapabilitySet::SYS_ADMIN }
+}
+
 /// Gives up every capability but these, for good: this thread, what it starts from now on, and what those execute. A program calls it
 /// before it has another thread, for capabilities are a thread's.
 ///

@@ -9,7 +9,7 @@
 //! A thread of its own waits for them, so that the end comes even while every worker of the runtime is stuck.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -35,7 +35,31 @@ pub enum Signal {
 #[derive(Debug)]
 pub struct Signals {
     received: mpsc::UnboundedReceiver<Signal>,
-    is_suspended: Arc<AtomicBool>,
+    deadline: Arc<Deadline>,
+}
+
+/// Whether a program is ended that was told to stop.
+#[derive(Debug, Default)]
+struct Deadline {
+    is_suspended: AtomicBool,
+    /// How often it was resumed: each time the program has all of [`STOP`] again.
+    resumed: AtomicU32,
+}
+
+impl Deadline {
+    /// Returns when the time is over; whether the program is to be ended.
+    fn pass(&self) -> bool {
+        loop {
+            let before = self.resumed.load(Ordering::Relaxed);
+            thread::sleep(STOP);
+            if self.is_suspended.load(Ordering::Relaxed) {
+                return false;
+            }
+            if self.resumed.load(Ordering::Relaxed) == before {
+                return true;
+            }
+        }
+    }
 }
 
 impl Signals {
@@ -47,8 +71,8 @@ impl Signals {
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGHUP])
             .context("cannot handle signals")?;
         let (to, received) = mpsc::unbounded_channel();
-        let is_suspended = Arc::new(AtomicBool::new(false));
-        let suspended = Arc::clone(&is_suspended);
+        let deadline = Arc::<Deadline>::default();
+        let of_program = Arc::clone(&deadline);
         let wait = move || {
             for signal in &mut signals {
                 match signal {
@@ -57,8 +81,7 @@ impl Signals {
                     _ => {
                         // It has no receiver when the program is ending already.
                         let _ = to.send(Signal::Stop);
-                        thread::sleep(STOP);
-                        if suspended.load(Ordering::Relaxed) {
+                        if !of_program.pass() {
                             continue;
                         }
                         tracing::warn!("not stopped in time: exiting now");
@@ -69,17 +92,18 @@ impl Signals {
             }
         };
         thread::Builder::new().name("signals".to_owned()).spawn(wait).context("cannot handle signals")?;
-        Ok(Self { received, is_suspended })
+        Ok(Self { received, deadline })
     }
 
     /// From now on, a program that was told to stop is not ended for taking longer than two seconds: what it does must not be cut off.
     pub fn suspend_deadline(&self) {
-        self.is_suspended.store(true, Ordering::Relaxed);
+        self.deadline.is_suspended.store(true, Ordering::Relaxed);
     }
 
-    /// From now on, it is again. A signal whose time has passed meanwhile has no deadline any more.
+    /// From now on, it is again, but not before two seconds. A signal whose time has passed meanwhile has no deadline any more.
     pub fn resume_deadline(&self) {
-        self.is_suspended.store(false, Ordering::Relaxed);
+        self.deadline.resumed.fetch_add(1, Ordering::Relaxed);
+        self.deadline.is_suspended.store(false, Ordering::Relaxed);
     }
 
     /// The next one.

@@ -8,6 +8,9 @@ use kwitness_core::model::CgroupId;
 
 use super::subject::EncodedSubject;
 
+/// Numbers of events that a container may have room for.
+const ROOM: usize = 16;
+
 /// The containers of the window's events.
 #[derive(Debug, Default)]
 pub(super) struct Names(HashMap<CgroupId, Named>);
@@ -57,6 +60,10 @@ impl Names {
     pub(super) fn leave(&mut self, subject: &EncodedSubject) {
         let Some(named) = self.0.get_mut(&subject.subject.cgroup_id) else { return };
         let seq = named.events.pop_front();
+        // What it had room for when it filled the window is counted for no event any more.
+        if named.events.capacity() > 4 * named.events.len().max(ROOM) {
+            named.events.shrink_to(2 * named.events.len());
+        }
         if named.events.is_empty() {
             self.0.remove(&subject.subject.cgroup_id);
         } else if let Some(seq) = seq {

@@ -349,9 +349,11 @@ impl Watcher {
             .into_iter()
             .filter(|(of, _)| of.as_ref().is_none_or(|(_, then)| then.matches(&self.filter)))
             .collect();
-        // Each has a number of its own: whoever resumes after one of them gets the others.
-        let first = (given_up.last + 1).saturating_sub(wanted.len() as u64).max(given_up.first);
-        for (seq, (of, count)) in (first..=given_up.last).zip(wanted.drain(..)) {
+        // Each has a number of its own, the last ones: whoever resumes after one of them gets the others.
+        let room = usize::try_from(given_up.last - given_up.first + 1).unwrap_or(usize::MAX);
+        let wanted = wanted.split_off(wanted.len().saturating_sub(room));
+        let first = given_up.last + 1 - wanted.len() as u64;
+        for (seq, (of, count)) in (first..=given_up.last).zip(wanted) {
             let missed = Missed { first: given_up.first, last: given_up.last };
             let gap = self.gap(missed, count, self.last_at, next);
             let container = of.and_then(|(latest, _)| latest.container());

@@ -80,9 +80,9 @@ pub fn check() -> Vec<Check> {
     ]
 }
 
-/// The privileges that the process is missing to load tracing programs; empty if none.
+/// The privileges that this thread is missing to load tracing programs; empty if none.
 pub fn missing_privileges() -> Vec<&'static str> {
-    let Ok(status) = fs::read_to_string("/proc/self/status") else { return Vec::new() };
+    let Ok(status) = fs::read_to_string("/proc/thread-self/status") else { return Vec::new() };
     let in_user_namespace = fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().ne(["0", "0", "4294967295"]));
     missing_in(&status, in_user_namespace)

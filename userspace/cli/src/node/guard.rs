@@ -15,7 +15,7 @@ use kwitness_guard::{Options, PRIVILEGES, dry_run, watchdog};
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
-use kwitness_service::privileges::{Privilege, keep_only};
+use kwitness_service::privileges::{Privilege, for_bpf, held, keep_only};
 
 use crate::connect;
 use crate::exit::Code;
@@ -109,7 +109,7 @@ pub fn run(mut options: Guard, socket: Option<OsString>) -> anyhow::Result<Code>
         return connect::run(show_dry_run(read(&file)?, daemon, options.uses_kubernetes()));
     }
     // Before there is another thread; the watchdog inherits what is left.
-    keep_only(Privilege::set(&PRIVILEGES))?;
+    keep_only(for_bpf(Privilege::set(&PRIVILEGES), held()?))?;
     let log = log::start(&options.log_level, options.log_format);
     connect::run_to_its_end(async move {
         // Whatever fails from here on, nothing that an ended guard held stays stopped.

@@ -31,6 +31,7 @@ mod subscribers;
 mod tests;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -85,6 +86,8 @@ impl Default for Timing {
 pub struct Events {
     subscribers: Subscribers,
     seen: Arc<Mutex<Seen>>,
+    /// An event did not come in time, and none has come since.
+    is_late: Arc<AtomicBool>,
     counters: Arc<Counters>,
     in_use: InUse,
 }
@@ -151,9 +154,16 @@ impl ConnectionEvents {
         self.events.subscribers.wait_until_taken(|| self.were_sent(event)).await;
     }
 
-    /// Ends the connection's streams: something is missing on them.
-    pub fn end(&self, status: &Status) {
-        self.events.subscribers.end_of(self.connection, &Err(status.clone()));
+    /// Whether an event did not come in time, and none has come since: its source may hang, and is not waited for again.
+    pub fn are_late(&self) -> bool {
+        self.events.is_late.load(Relaxed)
+    }
+
+    /// An event did not come in time. Ends the connection's streams, on which it is missing.
+    pub fn missed(&self, status: &Status) {
+        self.events.is_late.store(true, Relaxed);
+        let ended = self.events.subscribers.end_of(self.connection, &Err(status.clone()));
+        self.events.counters.event_streams_late.add(ended);
     }
 }
 
@@ -197,10 +207,11 @@ pub fn start(
 ) -> (Events, impl Future<Output = ()>) {
     let subscribers = Subscribers::default();
     let in_use = InUse::default();
-    let seen = Arc::<Mutex<Seen>>::default();
+    let (seen, is_late) = (Arc::<Mutex<Seen>>::default(), Arc::<AtomicBool>::default());
     let events = Events {
         subscribers: subscribers.clone(),
         seen: Arc::clone(&seen),
+        is_late: Arc::clone(&is_late),
         counters: Arc::clone(&counters),
         in_use: in_use.clone(),
     };
@@ -212,6 +223,7 @@ pub fn start(
         in_use,
         timing,
         seen,
+        is_late,
         forwarded: 0,
         refused: None,
     };
@@ -226,6 +238,7 @@ struct Relay {
     in_use: InUse,
     timing: Timing,
     seen: Arc<Mutex<Seen>>,
+    is_late: Arc<AtomicBool>,
     /// How many events were forwarded: the number of the last one.
     forwarded: u64,
     /// No source has events: the runtime's status. Clients got it, and new ones get it at once, until a source has events.
@@ -312,14 +325,19 @@ impl Relay {
                     session.give_up = None;
                     self.refused = None;
                 }
+                if session.state == State::Runtime {
+                    self.in_use.set(Some(SourceKind::Runtime));
+                }
             }
             // The daemon serves, or does soon.
             (SourceKind::Runtime, Update::Closed(_)) if session.state == State::Daemon => {}
             (SourceKind::Runtime, Update::Closed(CloseReason::Away(reason))) => {
+                self.in_use.set(None);
                 tracing::debug!(reason, "the runtime's events ended");
                 session.give_up = None;
             }
             (SourceKind::Runtime, Update::Closed(CloseReason::Refused(end))) => {
+                self.in_use.set(None);
                 let now = Instant::now();
                 let patience = if self.refused.is_some() { Duration::ZERO } else { self.timing.patience };
                 session.give_up.get_or_insert((now + patience, end));
@@ -345,8 +363,9 @@ impl Relay {
     fn use_runtime(&mut self, session: &mut Session) {
         self.counters.moves_to_runtime.count();
         session.state = State::Runtime;
-        self.in_use.set(Some(SourceKind::Runtime));
         session.turn = None;
+        // Until the runtime accepts, there is none.
+        self.in_use.set((!session.runtime.is_empty()).then_some(SourceKind::Runtime));
         if session.runtime.is_empty() {
             session.runtime.spawn(follow(self.runtime.clone(), session.to.clone()));
         }
@@ -382,6 +401,7 @@ impl Relay {
             SourceKind::Runtime => &self.counters.events_runtime,
         }
         .count();
+        self.is_late.store(false, Relaxed);
         let number = self.forwarded + 1;
         let verdict = lock(&self.seen).judge(event, number);
         match verdict {

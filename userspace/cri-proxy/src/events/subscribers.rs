@@ -206,9 +206,9 @@ impl Subscribers {
         self.end_where(|_| true, end)
     }
 
-    /// Ends a connection's streams.
-    pub fn end_of(&self, connection: ConnectionId, end: &End) {
-        self.end_where(|of| of == connection, end);
+    /// Ends a connection's streams; returns how many.
+    pub fn end_of(&self, connection: ConnectionId, end: &End) -> u64 {
+        self.end_where(|of| of == connection, end)
     }
 
     fn end_where(&self, is: impl Fn(ConnectionId) -> bool, end: &End) -> u64 {

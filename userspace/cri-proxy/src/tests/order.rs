@@ -124,9 +124,38 @@ async fn a_stream_on_which_a_start_is_missing_ends() {
     assert_eq!(start(&client, "b").await.unwrap().status().code(), Code::Ok);
     assert_eq!(node.held(), 1, "no stream, nothing to wait for");
     let mut again = client.events().await;
+    assert_eq!(start(&client, "b").await.unwrap().status().code(), Code::Ok);
+    let counters = &node.bench.counters;
+    assert_eq!(
+        (node.held(), counters.answers_before_event.get()),
+        (1, 2),
+        "the source is not waited for again"
+    );
     let mut streams = [&mut again, &mut { other }];
     node.daemon.send("c:1").await;
     for stream in &mut streams {
         assert_eq!(stream.next().await.unwrap(), "c:1", "another's stream and a new one go on");
     }
+    assert_eq!(start(&client, "d").await.unwrap().status().code(), Code::Ok);
+    assert_eq!(
+        (node.held(), counters.event_streams_late.get()),
+        (2, 2),
+        "an event came: it is waited for again"
+    );
+}
+
+/// As containerd 1.6: nothing that a start could wait for.
+#[tokio::test]
+async fn without_a_source_that_has_events_nothing_is_waited_for() {
+    let bench = Bench::start();
+    let runtime = FakeSource::default();
+    runtime.conduct(Conduct::Refuse(Err(Status::unimplemented("no events"))));
+    let _serving = runtime.serve(&bench.runtime());
+    let mut client = bench.client().await;
+    let _events = client.events().await;
+    eventually("the runtime refuses", || runtime.subscriptions() > 0).await;
+    let sources = bench.sources();
+    eventually("no source", || sources.events.source().is_none()).await;
+    assert_eq!(start(&client, "a").await.unwrap().status().code(), Code::Ok);
+    assert_eq!(bench.counters.answers_held.get(), 0);
 }

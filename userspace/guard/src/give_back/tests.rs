@@ -4,6 +4,9 @@ use crate::plan::tests::rule;
 const MIB: u64 = 1 << 20;
 const QUIET: Duration = Duration::from_secs(60);
 
+/// Of a container whose threshold is the policy's.
+const SIZES: Sizes = Sizes { limit: None, high: None, threads: 1, cpus: 1, page: 4096 };
+
 fn mib(mib: u64) -> Bytes {
     Bytes(mib * MIB)
 }
@@ -21,7 +24,8 @@ fn loan() -> Loan {
 /// A container that is looked at once a second, for so many seconds from then on, unless something is to be done before.
 fn run(machine: &mut GiveBack, from: u64, seconds: u64, limit: u64, used: u64) -> (u64, Next) {
     for second in from..from + seconds {
-        let sample = Sample { now: second * 1_000_000_000, limit: Some(mib(limit)), used: mib(used) };
+        let sample =
+            Sample { now: second * 1_000_000_000, limit: Some(mib(limit)), used: mib(used), sizes: SIZES };
         let next = machine.sample(&loan(), &rule(), QUIET, sample);
         if next != Next::Wait {
             return (second, next);
@@ -55,16 +59,35 @@ fn what_is_still_needed_is_given_back_step_by_step_and_never_below_usage_with_a_
     let mut machine = GiveBack::default();
     assert_eq!(run(&mut machine, 0, 1000, 192, 103), (1000, Next::Wait), "all is needed");
     for used in 0..=192 {
-        if let Some(to) = lower(mib(64), mib(192), &rule(), mib(used)) {
+        if let Some(to) = lower(mib(64), mib(192), &rule(), SIZES, mib(used)) {
             assert!(to.0 * 8 >= mib(used).0 * 10, "{used} MiB used, lowered to {to}");
         }
     }
-    let is_enough = |used| is_enough(mib(64), &rule(), mib(used));
+    let is_enough = |used| is_enough(mib(64), &rule(), SIZES, mib(used));
     assert!(is_enough(51) && !is_enough(52));
     // A ceiling that is no whole number of steps away.
-    assert_eq!(lower(mib(64), mib(200), &rule(), mib(60)), Some(mib(128)));
-    assert_eq!(lower(mib(64), mib(128), &rule(), mib(60)), None);
-    assert_eq!(lower(Bytes(1), Bytes(u64::MAX), &rule(), Bytes(u64::MAX)), None);
+    assert_eq!(lower(mib(64), mib(200), &rule(), SIZES, mib(60)), Some(mib(128)));
+    assert_eq!(lower(mib(64), mib(128), &rule(), SIZES, mib(60)), None);
+    assert_eq!(lower(Bytes(1), Bytes(u64::MAX), &rule(), SIZES, Bytes(u64::MAX)), None);
+}
+
+/// Or it would be held, raised and given back for ever.
+#[test]
+fn what_is_held_from_an_earlier_share_on_needs_a_higher_limit() {
+    let many = Sizes { threads: 5000, cpus: 4, ..SIZES };
+    assert_eq!(lower(mib(64), mib(192), &rule(), SIZES, mib(48)), Some(mib(64)));
+    assert_eq!(lower(mib(64), mib(192), &rule(), many, mib(48)), Some(mib(128)), "held at 43.5 MiB of 64");
+    let slowed = Sizes { high: Some(mib(40)), ..SIZES };
+    assert_eq!(lower(mib(64), mib(192), &rule(), slowed, mib(30)), Some(mib(64)));
+    assert_eq!(
+        lower(mib(64), mib(192), &rule(), slowed, mib(35)),
+        None,
+        "more lets it no further than memory.high"
+    );
+    assert!(
+        !is_enough(mib(64), &rule(), Sizes { threads: 9000, ..many }, mib(1)),
+        "nothing of it is held there"
+    );
 }
 
 #[test]
@@ -87,7 +110,7 @@ fn what_another_process_has_set_is_not_given_back() {
     let forget = |limit| Next::Forget { limit };
     assert_eq!(run(&mut GiveBack::default(), 0, 1, 160, 10).1, forget(Some(mib(160))));
     assert_eq!(run(&mut GiveBack::default(), 0, 1, 64, 10).1, forget(Some(mib(64))));
-    let unlimited = Sample { now: 1, limit: None, used: mib(1) };
+    let unlimited = Sample { now: 1, limit: None, used: mib(1), sizes: SIZES };
     assert_eq!(GiveBack::default().sample(&loan(), &rule(), QUIET, unlimited), forget(None));
     // The next raise begins at what that process has set.
     let next = Loan::requested(Some(loan()), change(160, 192));
@@ -99,8 +122,12 @@ fn a_limit_that_the_kernel_has_rounded_down_to_a_page_is_the_guards() {
     let to = Bytes(64 * MIB + 10_000_000);
     let loan = Loan::requested(None, Change { from: mib(64), to }).confirmed(to).unwrap();
     let next = |limit: u64| {
-        let sample =
-            |second: u64| Sample { now: second * 1_000_000_000, limit: Some(Bytes(limit)), used: mib(1) };
+        let sample = |second: u64| Sample {
+            now: second * 1_000_000_000,
+            limit: Some(Bytes(limit)),
+            used: mib(1),
+            sizes: SIZES,
+        };
         let mut machine = GiveBack::default();
         let looks = (1..=61).map(|second| machine.sample(&loan, &rule(), QUIET, sample(second)));
         looks.last()
@@ -131,7 +158,7 @@ fn what_is_promised_is_at_most_what_was_lent() {
 #[test]
 fn a_raise_whose_answer_is_to_come_is_waited_for_whether_it_came_or_not() {
     let raised = Loan::requested(None, change(64, 128));
-    let sample = |limit| Sample { now: 1, limit: Some(mib(limit)), used: mib(1) };
+    let sample = |limit| Sample { now: 1, limit: Some(mib(limit)), used: mib(1), sizes: SIZES };
     let next = |loan: &Loan, limit| GiveBack::default().sample(loan, &rule(), QUIET, sample(limit));
     assert_eq!((next(&raised, 64), next(&raised, 128)), (Next::Wait, Next::Wait));
     assert_eq!(raised.withdrawn(mib(128)), None);

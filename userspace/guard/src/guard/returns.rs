@@ -10,6 +10,7 @@ use kwitness_api::proto::guard_report::Report;
 
 use super::answers::{Answer, Input, LIMIT};
 use super::in_force::verify;
+use super::shares::sizes;
 use super::{Guard, Guarded, announce};
 use crate::cgroup::{self, Cgroup};
 use crate::daemon::Container;
@@ -93,13 +94,14 @@ impl Guard {
         };
         let due = self.guarded.iter().filter(|(_, guarded)| is_due(guarded)).map(|(id, _)| *id);
         for cgroup_id in due.collect::<Vec<_>>() {
+            let is_braked = self.brakes.has(cgroup_id);
             let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { continue };
             let (Some(loan), Some(quiet)) = (guarded.loan, guarded.rule.give_back_after) else { continue };
             let read = || -> std::io::Result<_> {
                 let cgroup = Cgroup::find(&guarded.container.cgroup_path, cgroup_id)?;
-                cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.usage()?))).transpose()
+                cgroup.map(|cgroup| Ok((sizes(&cgroup, is_braked)?, cgroup.usage()?))).transpose()
             };
-            let (limit, used) = match read() {
+            let (sizes, used) = match read() {
                 Ok(Some(read)) => read,
                 Ok(None) => continue,
                 Err(error) if cgroup::is_gone(&error) => continue,
@@ -109,7 +111,7 @@ impl Guard {
                     continue;
                 }
             };
-            let sample = Sample { now: program::now(), limit, used };
+            let sample = Sample { now: program::now(), limit: sizes.limit, used, sizes };
             let next = guarded.give_back.sample(&loan, &guarded.rule, quiet, sample);
             self.follow(cgroup_id, next)?;
         }
@@ -191,11 +193,11 @@ impl Guard {
         let Some(guarded) = self.guarded.get(&cgroup_id) else { return Ok(()) };
         let container = guarded.container.clone();
         tracing::info!(container = container.id, from = change.from.0, to = change.to.0, "giving back");
-        let rule = guarded.rule.clone();
+        let (rule, is_braked) = (guarded.rule.clone(), self.brakes.has(cgroup_id));
         let (raiser, reporter) = (self.options.raiser.clone(), self.reporter.clone());
         self.returns.spawn(async move {
             announce(&reporter, &container, change.to).await;
-            let answer = match in_use(&container, &rule, change.to) {
+            let answer = match in_use(&container, &rule, is_braked, change.to) {
                 Some(used) => Err(Refusal::InUse { used, limit: change.to }),
                 None => raiser.set(&container, change, asked, LIMIT).await,
             };
@@ -288,7 +290,8 @@ impl Guard {
 
 /// The usage, if the limit is not enough for it any more: for a limit below usage the kernel would kill, and not every container
 /// runtime compares.
-fn in_use(container: &Container, rule: &Rule, limit: Bytes) -> Option<Bytes> {
+fn in_use(container: &Container, rule: &Rule, is_braked: bool, limit: Bytes) -> Option<Bytes> {
     let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id).ok()??;
-    cgroup.usage().ok().filter(|used| !give_back::is_enough(limit, rule, *used))
+    let sizes = sizes(&cgroup, is_braked).ok()?;
+    cgroup.usage().ok().filter(|used| !give_back::is_enough(limit, rule, sizes, *used))
 }

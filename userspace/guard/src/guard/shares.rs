@@ -3,6 +3,8 @@
 //!
 //! The rule is [`crate::share`]'s.
 
+use std::io;
+
 use super::{Guard, Guarded};
 use crate::cgroup::Cgroup;
 use crate::policy::Bytes;
@@ -41,12 +43,13 @@ impl Guard {
     pub(super) fn look_at_share(&mut self, cgroup_id: u64, to: Option<Bytes>) -> bool {
         let is_braked = self.brakes.has(cgroup_id);
         let Some(guarded) = self.guarded.get_mut(&cgroup_id) else { return false };
-        let Some(mut sizes) = sizes(guarded) else { return false };
-        // The guard's own.
-        if is_braked {
-            sizes.high = None;
-        }
-        sizes.limit = to.or(sizes.limit);
+        let container = &guarded.container;
+        let found = Cgroup::find(&container.cgroup_path, container.cgroup_id).ok().flatten();
+        let Some(mut sizes) = found.and_then(|cgroup| sizes(&cgroup, is_braked).ok()) else { return false };
+        // A lower limit that has been requested may come at any moment: it is armed for that one.
+        let pending = guarded.loan.and_then(|loan| loan.pending);
+        let lower = pending.filter(|pending| sizes.limit.is_none_or(|limit| *pending < limit));
+        sizes.limit = to.or(lower).or(sizes.limit);
         let share = share(guarded.rule.threshold, sizes);
         let is_changed = share != guarded.share;
         if is_changed {
@@ -65,12 +68,12 @@ impl Guard {
     }
 }
 
-fn sizes(guarded: &Guarded) -> Option<Sizes> {
-    let cgroup = Cgroup::find(&guarded.container.cgroup_path, guarded.container.cgroup_id).ok()??;
-    Some(Sizes {
-        limit: cgroup.limit().ok()?,
-        high: cgroup.high().ok()?,
-        threads: cgroup.threads().ok()?,
+/// What the share of a container with that cgroup depends on; a brake there is the guard's own.
+pub(super) fn sizes(cgroup: &Cgroup, is_braked: bool) -> io::Result<Sizes> {
+    Ok(Sizes {
+        limit: cgroup.limit()?,
+        high: if is_braked { None } else { cgroup.high()? },
+        threads: cgroup.threads()?,
         cpus: program::cpus(),
         page: procfs::page_size(),
     })
