@@ -10,6 +10,7 @@ use tonic::Code;
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 /// "nobody": may use no socket of root's.
 const NOBODY: u32 = 65_534;
+const SOON: Duration = Duration::from_secs(30);
 
 /// containerd's socket belongs to root, and the proxy runs as another user.
 pub(crate) async fn a_runtime_that_may_not_be_used_is_said_so(ctx: &Testbed<'_>) -> Result<()> {
@@ -39,6 +40,11 @@ pub(crate) async fn the_daemon_passes_on_what_the_runtime_says_it_is(ctx: &Testb
         let agent = Agent::start(&ctx.environment, &[]).await?;
         let of_daemon = RawClient::connect(agent.socket()).await?;
         let of_runtime = RawClient::connect(Path::new(CONTAINERD_SOCKET)).await?;
+        // It is ready without a runtime.
+        wait_for("the runtime's answer at the daemon", SOON, async || {
+            Ok(of_daemon.call(VERSION, Bytes::new()).await?.ok().map(drop))
+        })
+        .await?;
         for request in [&b""[..], b"\x0a\x02v1", b"\x0a\x02\xc3\x28", b"\xff\xff"] {
             let expected = of_runtime.call(VERSION, Bytes::from_static(request)).await?;
             let found = of_daemon.call(VERSION, Bytes::from_static(request)).await?;
