@@ -178,7 +178,7 @@ fn unresized() -> Vec<Spec> {
 /// Of one that does not record them either: a pod's limit that may be by them is unknown. Of one of its containers, whoever sent it knows it.
 fn unrecorded() -> Vec<Spec> {
     let of_a_pod = |spec: Spec| match spec.name {
-        "pod-and-all" => ["cpu.max", "memory.max"].into_iter().fold(spec, |spec, file| {
+        "pod-and-one" | "pod-and-all" => ["cpu.max", "memory.max"].into_iter().fold(spec, |spec, file| {
             spec.expect("", file, VerdictKind::Unknown, "the pod may have a limit of its own")
         }),
         _ => spec,

@@ -45,7 +45,7 @@ const REGAIN_PAUSE: Duration = Duration::from_millis(10);
 pub enum LockError {
     /// Another instance has it.
     #[error(
-        "another instance is running ({}): it holds the lock {}. Remedy: stop it, or give this one another run directory",
+        "another instance is running ({}): it holds the lock {}. Remedy: stop it, or give this one another socket",
         process(*holder),
         path.display()
     )]
@@ -58,7 +58,7 @@ pub enum LockError {
     /// Another instance has it, and one more waits for it.
     #[error(
         "another instance is running ({}), and another standby waits for the lock {}. Remedy: stop one of them, or give \
-         this one another run directory",
+         this one another socket",
         process(*holder),
         path.display()
     )]

@@ -135,6 +135,8 @@ fn bind(path: &Path) -> nix::Result<UnixListener> {
 
 /// Who else may replace files in a directory.
 fn directory_problem(directory: &Path) -> anyhow::Result<Option<String>> {
+    // The parent of a name without a directory.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     let metadata =
         fs::metadata(directory).with_context(|| format!("cannot look at {}", directory.display()))?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);

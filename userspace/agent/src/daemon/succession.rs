@@ -116,12 +116,13 @@ pub(super) fn end(config: &Config, lock: InstanceLock, unpin: Unpin) -> anyhow::
             }
         },
     };
-    let mut removed = remove_pins(config)?;
-    removed.extend(remove_ledger(config)?);
-    for path in removed {
+    // What one of them leaves is no reason to leave the others.
+    let (pins, ledger) = (remove_pins(config), remove_ledger(config));
+    for path in pins.iter().flatten().chain(ledger.iter().flatten()) {
         tracing::info!(path = %path.display(), "removed: no daemon goes on with it");
     }
-    lock.remove().context("cannot remove the lock file")
+    lock.remove().context("cannot remove the lock file")?;
+    pins.and(ledger.map(drop))
 }
 
 /// Removes what daemons with this configuration left for the next one: what is pinned, and the ledger; their paths.

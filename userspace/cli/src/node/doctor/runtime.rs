@@ -16,6 +16,7 @@ pub(super) fn of_daemon(status: &proto::RuntimeStatus) -> Finding {
     let proto::RuntimeStatus { endpoint, name, version, error, .. } = status;
     match (endpoint.as_str(), error.as_str()) {
         ("", "") => Finding::good(NAME, "not used (runtime.endpoint is \"none\")"),
+        ("", error) => Finding::new(NAME, Verdict::Degraded, error, REMEDY),
         (endpoint, "") => Finding::good(NAME, format!("{name} {version} at {endpoint}")),
         (_, error) => Finding::new(NAME, Verdict::Degraded, format!("{endpoint}: {error}"), REMEDY),
     }
