@@ -11,7 +11,7 @@ use crate::pins::check_gone;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// All its probes succeed, so that a rollout goes on; it has no metrics of a daemon, and lets no third one wait. Told to stop, it ends at
+/// All its probes succeed, so that a rollout goes on; it has no metrics of a daemon, and lets no third one wait. Signalled to stop, it ends at
 /// once, and the daemon has not felt it.
 pub(crate) async fn a_standby_is_ready_and_no_daemon_yet(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
@@ -37,7 +37,7 @@ pub(crate) async fn a_standby_is_ready_and_no_daemon_yet(ctx: &TestContext) -> R
     check_gone(&bpffs, &agent)
 }
 
-/// A daemon that is killed leaves everything to the next one; the last one that is told to stop leaves nothing, not even its lock.
+/// A daemon that is killed leaves everything to the next one; the last one that is signalled to stop leaves nothing, not even its lock.
 pub(crate) async fn without_a_standby_nothing_is_left(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
     let mut agent = last_one(ctx, &bpffs).await?;
@@ -54,7 +54,7 @@ pub(crate) async fn without_a_standby_nothing_is_left(ctx: &TestContext) -> Resu
     Ok(())
 }
 
-/// An uninstall during a rollout: the standby, to which everything is left, is told to stop before it can go on.
+/// An uninstall during a rollout: the standby, to which everything is left, is signalled to stop before it can go on.
 pub(crate) async fn an_end_in_the_middle_of_a_hand_over_leaves_nothing(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
     let mut agent = last_one(ctx, &bpffs).await?;

@@ -157,7 +157,7 @@ async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     agent.stop()
 }
 
-/// Rollouts: the next daemon waits until the last one has been told to stop, and goes on with everything. The last one of all leaves nothing,
+/// Rollouts: the next daemon waits until the last one has been signalled to stop, and goes on with everything. The last one of all leaves nothing,
 /// and one that is killed leaves everything.
 async fn nothing_is_lost_over_hand_overs(ctx: &TestContext) -> Result<()> {
     /// Lives between two steps, at least.

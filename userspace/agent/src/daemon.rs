@@ -44,7 +44,7 @@ use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{
     ConnectionCounters, InstanceLock, Limits, Listener, Signal, Signals, Socket, notify_ready,
 };
-use succession::{Turn, take_turn, told_to_stop};
+use succession::{Turn, stop_signal, take_turn};
 pub use succession::{Unpin, uninstall};
 
 /// Answers of the runtime on their way to the engine.
@@ -72,7 +72,7 @@ pub async fn run(config: Config, options: Options, setup: Setup) -> anyhow::Resu
     let mut signals = Signals::handle()?;
     let unpin = options.unpin;
     if unpin != Unpin::Never {
-        // Told to stop while it starts, it does so once it can tell what to remove.
+        // Signalled to stop while it starts, it does so once it knows what to remove.
         signals.suspend_deadline();
     }
     // What is there if it could not start may be another daemon's.
@@ -109,7 +109,7 @@ async fn watch_node(
     // A standby that could never run is not to be waited for.
     setup.run(check_process)?.map_err(Advised::from)?;
     let reload_due = Notify::new();
-    let stop = told_to_stop(signals, &reload_due);
+    let stop = stop_signal(signals, &reload_due);
     let lock = match take_turn(&config.socket, standby, stop, &metrics).await? {
         Turn::Taken(lock) => lock,
         Turn::Stopped(lock) => return Ok(lock),
@@ -274,7 +274,7 @@ struct Probes {
 }
 
 impl Probes {
-    /// Does what takes the privileges of the setup; `began` is when it was asked for.
+    /// Does what takes the privileges of the setup; `began` is when it was requested.
     fn attach(settings: &Settings, cgroups: &CgroupFs, began: Instant) -> Result<Self, Advised> {
         let loaded = Loaded::load(settings)?;
         let until_loaded = began.elapsed();

@@ -204,8 +204,8 @@ fn answer(
     }
 }
 
-/// The body of an answer, unchanged, its trailers perhaps [held](super::order); where the runtime goes away in the middle, the client gets `UNAVAILABLE` in the trailers, as its
-/// library would report it.
+/// The body of an answer, unchanged, its trailers perhaps [held](super::order); where the runtime goes away in the middle, the client
+/// gets `UNAVAILABLE` in the trailers, as its library would report it.
 struct Answer {
     body: Incoming,
     runtime: Arc<Runtime>,

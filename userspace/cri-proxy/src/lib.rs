@@ -13,7 +13,8 @@
 //! yet passes as well. Data waits for its reader call by call.
 //!
 //! Owns its listening socket and nothing else that lasts: it can be restarted at any time. It needs its two sockets and no privilege.
-//! Never decodes a call on its way, never calls the runtime on its own account but for the runtime's events.
+//! Never decodes a call on its way but for the id of what it starts (order), never calls the runtime on its own account but for the
+//! runtime's events.
 
 mod budget;
 mod counters;

@@ -28,7 +28,8 @@ kwitness_service::metrics! {
         EVENT_STREAMS_LIMIT: Gauge, "kwitness_cri_proxy_event_streams_limit", [], "Event streams that there may be at a time.";
         EVENT_STREAMS_OPENED: Counter, "kwitness_cri_proxy_event_streams_opened_total", [], "Event streams that clients requested.";
         EVENT_STREAMS_ENDED: Counter, "kwitness_cri_proxy_event_streams_ended_total", ["reason"],
-            "Event streams ended by the proxy: full (too many), slow (not read), late (the event of a start did not come in time) or no_source (neither source has events).";
+            "Event streams ended by the proxy: full (too many), slow (not read), late (the event of a start did not come in time) or \
+             no_source (neither source has events).";
         EVENTS: Counter, "kwitness_cri_proxy_events_total", ["source"], "Container events received, by source.";
         EVENTS_DUPLICATE: Counter, "kwitness_cri_proxy_events_duplicate_total", [], "Of these, dropped because they came before.";
         EVENTS_UNDECODED: Counter, "kwitness_cri_proxy_events_undecoded_total", [], "Of these, passed on undecoded.";

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hyper::HeaderMap;
+use kwitness_cri::events::ContainerEventType;
 use kwitness_cri::runtime as cri;
 use prost::Message as _;
 use tokio::sync::Semaphore;
@@ -35,9 +36,6 @@ use super::events::{ConnectionEvents, EventName};
 use super::first::{Copied, CopiedBody, First};
 use super::limits;
 use super::status_code;
-
-/// The CRI's `ContainerEventType.CONTAINER_STARTED_EVENT`.
-const STARTED: i32 = 1;
 
 /// Holds answers. Clones share the bounds.
 #[derive(Clone, Debug)]
@@ -143,6 +141,9 @@ impl OrderedCall {
                 cri::StartContainerRequest::decode(message.as_slice()).ok()?.container_id
             }
         };
-        Some(EventName { container_id: container_id.into(), kind: STARTED })
+        Some(EventName {
+            container_id: container_id.into(),
+            kind: ContainerEventType::ContainerStartedEvent.into(),
+        })
     }
 }

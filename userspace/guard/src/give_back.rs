@@ -31,9 +31,9 @@
 //! # The quiet rule
 //!
 //! A limit to which it is lowered must have been enough for the whole time: no sample of usage above the threshold of *that* limit
-//! (the policy's, or less, as `share` says) less 10 % of it. Of the limits that the raises went through (the original one, one step more, two steps more) the
-//! lowest that was enough is taken: so a container that still needs some of it gives the rest back, step by step. What is lowered is
-//! never below usage, and no process is held again by the next charge.
+//! (the policy's, or less, as `share` says) less 10 % of it. Of the limits that the raises went through (the original one, one step
+//! more, two steps more) the lowest that was enough is taken: so a container that still needs some of it gives the rest back, step by
+//! step. What is lowered is never below usage, and no process is held again by the next charge.
 //!
 //! Usage is `memory.current`, file cache included: the kubelet and CRI-O refuse a limit below that.
 

@@ -65,7 +65,7 @@
 //! | that a limit is in force | the daemon's `Verify`, called by [`daemon`] |
 //! | that the daemon's stream has an event of each step | `reporter` |
 //!
-//! [`policy`], [`plan`], [`episode`], [`give_back`] `share` and `raise::resize` are pure: no clock, no file, no signal.
+//! [`policy`], [`plan`], [`episode`], [`give_back`], `share` and `raise::resize` are pure: no clock, no file, no signal.
 
 mod brake;
 mod calls;
@@ -95,7 +95,6 @@ pub mod watchdog;
 
 use kwitness_service::privileges::{CapabilitySet, Privilege};
 
-pub use calls::Flaw;
 pub use guard::{HEARTBEAT, Options, run};
 pub use metrics::CATALOG;
 pub use orphans::{Recovered, recover};

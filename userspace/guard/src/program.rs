@@ -15,11 +15,12 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use kwitness_abi::{Armed, GUARD_LEVELS, GuardLayout, Hold, Lease, ProcessKey, Spared};
 use kwitness_api::causes;
 use kwitness_btf::{BTF_PATH, Btf, BtfError};
+use kwitness_service::charge_calls::Flaw;
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::calls::{self, Flaw};
+use crate::calls;
 use crate::layout;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/kwitness-guard.o"));

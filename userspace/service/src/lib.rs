@@ -6,6 +6,7 @@
 mod authority;
 mod beginning;
 mod binding;
+pub mod charge_calls;
 mod connection;
 mod counter;
 pub mod descriptors;

@@ -13,7 +13,7 @@
 //! second file would be one more to leave behind. And to ask for a record lock does not take it: an instance that looks for a standby
 //! keeps none from becoming it.
 //!
-//! **Between an instance and its standby, one cleans up.** Both may be told to stop at once. The instance releases the lock before it
+//! **Between an instance and its standby, one cleans up.** Both may be signalled to stop at once. The instance releases the lock before it
 //! looks whether the standby is still there; the standby gives up its place before it tries the lock. So whichever comes last gets it.
 //!
 //! The file may be removed by the holder of the lock. Whoever then gets the lock of the removed file opens the path anew.

@@ -9,7 +9,7 @@
 //! A thread of its own waits for them, so that the end comes even while every worker of the runtime is stuck.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct Signals {
     deadline: Arc<Deadline>,
 }
 
-/// Whether a program is ended that was told to stop.
+/// Whether a program is ended that was signalled to stop.
 #[derive(Debug, Default)]
 struct Deadline {
     is_suspended: AtomicBool,
@@ -50,12 +50,12 @@ impl Deadline {
     /// Returns when the time is over; whether the program is to be ended.
     fn pass(&self) -> bool {
         loop {
-            let before = self.resumed.load(Ordering::Relaxed);
+            let before = self.resumed.load(SeqCst);
             thread::sleep(STOP);
-            if self.is_suspended.load(Ordering::Relaxed) {
+            if self.is_suspended.load(SeqCst) {
                 return false;
             }
-            if self.resumed.load(Ordering::Relaxed) == before {
+            if self.resumed.load(SeqCst) == before {
                 return true;
             }
         }
@@ -95,15 +95,15 @@ impl Signals {
         Ok(Self { received, deadline })
     }
 
-    /// From now on, a program that was told to stop is not ended for taking longer than two seconds: what it does must not be cut off.
+    /// From now on, a program that was signalled to stop is not ended for taking longer than two seconds: what it does must not be cut off.
     pub fn suspend_deadline(&self) {
-        self.deadline.is_suspended.store(true, Ordering::Relaxed);
+        self.deadline.is_suspended.store(true, SeqCst);
     }
 
     /// From now on, it is again, but not before two seconds. A signal whose time has passed meanwhile has no deadline any more.
     pub fn resume_deadline(&self) {
-        self.deadline.resumed.fetch_add(1, Ordering::Relaxed);
-        self.deadline.is_suspended.store(false, Ordering::Relaxed);
+        self.deadline.resumed.fetch_add(1, SeqCst);
+        self.deadline.is_suspended.store(false, SeqCst);
     }
 
     /// The next one.
@@ -203,7 +203,7 @@ mod tests {
             signals.suspend_deadline();
             say("ready");
             assert_eq!(next(&mut signals), Signal::Stop);
-            say("told to stop");
+            say("signalled to stop");
             // The signals' thread passes this one on when the other one's time is over.
             assert_eq!(next(&mut signals), Signal::LogCounters);
             signals.resume_deadline();
@@ -215,7 +215,7 @@ mod tests {
         let mut child = Child::start("what_must_not_be_cut_off_is_not");
         child.wait_for("ready");
         child.signal(Unix::SIGTERM);
-        child.wait_for("told to stop");
+        child.wait_for("signalled to stop");
         child.signal(Unix::SIGUSR1);
         child.wait_for("resumed");
         child.signal(Unix::SIGTERM);

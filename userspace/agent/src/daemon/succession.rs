@@ -1,9 +1,9 @@
 //! Daemons at one socket, one after the other: a standby waits for the one that runs, and the last one leaves nothing.
 //!
 //! ```text
-//!  starts ──▶ standby ──▶ runs ──▶ told to stop ──┬─ a standby waits ──▶ the lock is left to it, with pins and ledger
+//!  starts ──▶ standby ──▶ runs ──▶ signalled to stop ──┬─ a standby waits ──▶ the lock is left to it, with pins and ledger
 //!                │                                └─ none ──▶ pins and ledger are removed, then the lock
-//!                └── told to stop ──▶ the same, if the daemon that it waited for has left all to it
+//!                └── signalled to stop ──▶ the same, if the daemon that it waited for has left all to it
 //! ```
 //!
 //! Owns the lock from the wait for it until what is left has been removed, so that a daemon that starts meanwhile finds all of that or
@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::metrics::{Metrics, Stage};
 use crate::probe::{Advised, pins};
 
-/// When a daemon that is told to stop removes what it keeps for the next one.
+/// When a daemon that is signalled to stop removes what it keeps for the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unpin {
     /// It leaves all.
@@ -38,22 +38,22 @@ pub enum Unpin {
 pub(super) enum Turn {
     /// It is the only one at its socket, and is to run.
     Taken(InstanceLock),
-    /// It was told to stop while it waited. With the lock, if what the other daemon left is its to decide on.
+    /// It was signalled to stop while it waited. With the lock, if what the other daemon left is its to decide on.
     Stopped(Option<InstanceLock>),
 }
 
-/// Takes the lock at that socket; a standby waits for it while another daemon has it, until it is told to stop.
+/// Takes the lock at that socket; a standby waits for it while another daemon has it, until it is signalled to stop.
 pub(super) async fn take_turn(
     socket: &Path,
     is_standby: bool,
-    told_to_stop: impl Future<Output = ()>,
+    stop_signal: impl Future<Output = ()>,
     metrics: &Metrics,
 ) -> anyhow::Result<Turn> {
     let path = lock_file(socket);
     if !is_standby {
         return Ok(Turn::Taken(InstanceLock::acquire(&path)?));
     }
-    let mut told_to_stop = pin!(told_to_stop);
+    let mut stop_signal = pin!(stop_signal);
     loop {
         let standby = match InstanceLock::acquire_or_stand_by(&path)? {
             Role::Instance(lock) => return Ok(Turn::Taken(lock)),
@@ -64,7 +64,7 @@ pub(super) async fn take_turn(
         let ended = ended(&standby).context("cannot wait for the other daemon's end")?;
         tokio::select! {
             biased;
-            () = &mut told_to_stop => {
+            () = &mut stop_signal => {
                 tracing::info!("stopping: the standby has not taken over");
                 return Ok(Turn::Stopped(standby.give_up()?));
             }
@@ -86,14 +86,14 @@ fn ended(standby: &Standby) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let wait = standby.waiter()?;
     let (report, reported) = oneshot::channel();
     thread::Builder::new().name("standby".to_owned()).spawn(move || {
-        // Told to stop, this process does not listen any more.
+        // Signalled to stop, this process does not listen any more.
         let _ = report.send(wait());
     })?;
     Ok(reported)
 }
 
 /// Resolves when a signal says so. One to reload is noted for the time when this daemon runs.
-pub(super) async fn told_to_stop(signals: &mut Signals, reload: &Notify) {
+pub(super) async fn stop_signal(signals: &mut Signals, reload: &Notify) {
     loop {
         match signals.next().await {
             Signal::Stop => return,

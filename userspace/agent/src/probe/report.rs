@@ -6,6 +6,7 @@
 
 use std::{fmt, io};
 
+use kwitness_service::charge_calls::Flaw;
 use nix::libc;
 
 use super::{
@@ -86,10 +87,8 @@ pub enum Reason {
     NotEnabled,
     /// Memory is accounted in a hierarchy of cgroup v1.
     MemoryInV1,
-    /// The kernel calls the function so many times for each mebibyte that is charged: each page fault would pay for it.
-    CalledTooOften(u64),
-    /// The kernel charges memory without calling the function, whose code may be a part of its caller's.
-    NeverCalled,
+    /// The kernel calls the function too often, or never.
+    Calls(Flaw),
     /// The kernel's BTF does not have fields that the program reads.
     MissingFields(Vec<String>),
     /// The kernel has no such tracepoint.
@@ -113,10 +112,7 @@ impl fmt::Display for Reason {
             Self::Excluded => f.write_str("excluded by configuration"),
             Self::NotEnabled => f.write_str("not enabled by configuration"),
             Self::MemoryInV1 => f.write_str("memory is accounted in cgroup v1"),
-            Self::CalledTooOften(calls) => {
-                write!(f, "the kernel calls it {calls} times for each MiB charged: too dear for page faults")
-            }
-            Self::NeverCalled => f.write_str("the kernel charges memory without calling it"),
+            Self::Calls(flaw) => flaw.fmt(f),
             Self::MissingFields(fields) => write!(f, "the kernel's BTF does not have {}", fields.join(", ")),
             Self::MissingTracepoint(tracepoint) => write!(f, "the kernel has no tracepoint {tracepoint}"),
             Self::MissingFunction(function) => {
@@ -145,9 +141,7 @@ impl Reason {
                 "set kernel.syscall_hooks to see refused writes, too; every write(2) of the node then takes about an \
                  eighth longer"
             }
-            Self::CalledTooOften(_) | Self::NeverCalled => {
-                "report it with the kernel's version; meanwhile usage is sampled"
-            }
+            Self::Calls(_) => "report it with the kernel's version; meanwhile usage is sampled",
             Self::MemoryInV1 => "boot with cgroup v2 only, or ignore: usage is sampled",
             Self::MissingFields(_) => {
                 "this kernel's structures are not known to this release: report it with the kernel's version"

@@ -32,18 +32,25 @@ const HIGH_MAX: u64 = 12_000_000_000;
 
 /// The memory. Clones share it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(from = "Known", into = "Known")]
+#[serde(from = "Written", into = "Known")]
 pub struct GuardLimits(Arc<Mutex<Known>>);
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Known {
-    #[serde(flatten)]
     limits: BTreeMap<ContainerId, Limit>,
-    /// When limits were set that had to be forgotten. No container has that ID.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// When limits were set that had to be forgotten.
     forgotten: Option<Unobserved>,
     #[serde(skip)]
     evicted: u64,
+}
+
+/// What was written down: an earlier release did so with the limits alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Known(Known),
+    Limits(BTreeMap<ContainerId, Limit>),
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -68,9 +75,12 @@ impl Limit {
     }
 }
 
-impl From<Known> for GuardLimits {
-    fn from(known: Known) -> Self {
-        Self(Arc::new(Mutex::new(known)))
+impl From<Written> for GuardLimits {
+    fn from(written: Written) -> Self {
+        Self(Arc::new(Mutex::new(match written {
+            Written::Known(known) => known,
+            Written::Limits(limits) => Known { limits, ..Known::default() },
+        })))
     }
 }
 
@@ -287,5 +297,20 @@ mod tests {
         let again: GuardLimits = serde_json::from_str(&serde_json::to_string(&limits).unwrap()).unwrap();
         assert_eq!(again.forgotten(&id("c")), when);
         assert_eq!(again.lock().limits.len(), KNOWN_MAX);
+    }
+
+    /// An ID is whatever a client says.
+    #[test]
+    fn no_id_of_a_container_makes_what_is_written_down_unreadable() {
+        for ids in [&["forgotten"][..], &["limits", "forgotten"], &["limits"], &["evicted"], &[]] {
+            let limits = GuardLimits::default();
+            ids.iter().for_each(|of| limits.announced(id(of), KernelTime(1), 128));
+            let written = serde_json::to_string(&limits).unwrap();
+            let again: GuardLimits = serde_json::from_str(&written).unwrap();
+            assert!(ids.iter().all(|of| again.desired(&id(of)).is_some()), "{written}");
+            let of_earlier = serde_json::to_string(&limits.lock().limits).unwrap();
+            let again: GuardLimits = serde_json::from_str(&of_earlier).unwrap();
+            assert_eq!(again.lock().limits.len(), ids.len(), "{of_earlier}");
+        }
     }
 }

@@ -22,7 +22,8 @@
 //! kubelet must not rely on it: when no source has events for a while, which the kubelet then learns as it does without a proxy, or when this
 //! client does not read.
 //!
-//! Owns the choice of source and the memory of forwarded events, and knows which of them a connection was sent. Never makes up an event, never delays a source.
+//! Owns the choice of source and the memory of forwarded events, and knows which of them a connection was sent. Never makes up an
+//! event, never delays a source.
 
 mod seen;
 mod source;

@@ -51,9 +51,14 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn end(&self, end: End) {
-        self.lock().end.get_or_insert(end);
+    /// Whether it had not ended before.
+    fn end(&self, end: End) -> bool {
+        let mut queue = self.lock();
+        let is_first = queue.end.is_none();
+        queue.end.get_or_insert(end);
+        drop(queue);
         self.changed.notify_one();
+        is_first
     }
 
     /// Ends it at once: what is in the queue is freed.
@@ -201,12 +206,12 @@ impl Subscribers {
         }
     }
 
-    /// Ends every stream; returns how many.
+    /// Ends every stream that has not ended; returns how many.
     pub fn end_all(&self, end: &End) -> u64 {
         self.end_where(|_| true, end)
     }
 
-    /// Ends a connection's streams; returns how many.
+    /// The same of a connection's.
     pub fn end_of(&self, connection: ConnectionId, end: &End) -> u64 {
         self.end_where(|of| of == connection, end)
     }
@@ -215,8 +220,7 @@ impl Subscribers {
         let mut count = 0;
         for subscriber in self.all.borrow().subscribers.iter().filter(|subscriber| is(subscriber.connection))
         {
-            subscriber.end(end.clone());
-            count += 1;
+            count += u64::from(subscriber.end(end.clone()));
         }
         self.progress.notify_waiters();
         count
@@ -389,6 +393,7 @@ mod tests {
         all.send(4, &Bytes::from_static(b"event"));
         all.end_all(&Ok(()));
         assert!(all.has_taken(ONE, 4), "nobody waits for a stream that has ended");
+        assert_eq!(all.end_of(ONE, &Ok(())), 0, "it is counted once");
     }
 
     #[tokio::test]

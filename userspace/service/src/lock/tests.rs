@@ -103,7 +103,7 @@ fn without_a_standby_the_lock_comes_back_and_its_file_can_go() {
     assert!(!path.exists());
 }
 
-/// Both are told to stop: whichever order their steps have, exactly one gets the lock, and cleans up.
+/// Both are signalled to stop: whichever order their steps have, exactly one gets the lock, and cleans up.
 #[test]
 fn of_an_instance_and_its_standby_one_cleans_up() {
     // The standby gives up before the instance ends.

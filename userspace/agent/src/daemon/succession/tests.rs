@@ -58,14 +58,14 @@ async fn a_standby_is_ready_and_takes_over_with_all_that_is_left() {
     let third = node.start(pending()).await.err().expect("one waits already");
     assert!(third.to_string().contains("another standby waits"), "{third}");
     end(&node.config, first, Unpin::UnlessStandby).unwrap();
-    let Turn::Taken(second) = second.await.unwrap() else { panic!("it was not told to stop") };
+    let Turn::Taken(second) = second.await.unwrap() else { panic!("it was not signalled to stop") };
     assert!(node.is_left() && !node.is_standby());
     end(&node.config, second, Unpin::UnlessStandby).unwrap();
     assert!(!node.is_left(), "nobody goes on with it");
 }
 
 #[tokio::test]
-async fn a_standby_that_is_told_to_stop_leaves_the_other_alone() {
+async fn a_standby_that_is_stop_signal_leaves_the_other_alone() {
     let node = Node::new();
     let first = node.instance();
     let stopped = node.start(ready(())).await.unwrap();
@@ -77,7 +77,7 @@ async fn a_standby_that_is_told_to_stop_leaves_the_other_alone() {
 
 /// As at the end of a release in the middle of a rollout.
 #[tokio::test]
-async fn of_two_that_are_told_to_stop_the_last_one_cleans_up() {
+async fn of_two_that_are_stop_signal_the_last_one_cleans_up() {
     let node = Node::new();
     let first = node.instance();
     let (stop, told) = oneshot::channel::<()>();
@@ -102,7 +102,7 @@ async fn always_is_always_and_never_never() {
     assert!(poll!(&mut second).is_pending());
     end(&node.config, first, Unpin::Always).unwrap();
     // The standby finds the lock of a file that is gone, and makes another.
-    let Turn::Taken(_second) = second.await.unwrap() else { panic!("it was not told to stop") };
+    let Turn::Taken(_second) = second.await.unwrap() else { panic!("it was not signalled to stop") };
     assert!(!ledger(&node.config).directory.exists());
     assert!(lock_file(&node.config.socket).exists());
 }
