@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness_api::proto::{self, VerdictKind, wanted};
+use kwitness_api::proto::{self, VerdictKind};
 
 use super::{Account, Stage};
 use crate::agent::Agent;
@@ -16,7 +16,7 @@ use crate::cri::v1 as cri;
 use crate::environment::CgroupDriver;
 use crate::node::Node;
 use crate::pod::Pod;
-use crate::process;
+use crate::{limit, process};
 
 pub(super) const MIB: u64 = 1 << 20;
 /// How long a good resize may take to be in force; in an emulated guest an update takes half a second.
@@ -66,13 +66,11 @@ impl Limit {
     }
 
     pub(super) fn wanted(self) -> Option<proto::Wanted> {
-        Some(match self {
-            Self::Memory(bytes) => {
-                proto::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None }
-            }
-            Self::Cpu(milli) => proto::Wanted { memory: None, cpu: Some(wanted::Cpu::MilliCpu(milli)) },
-            Self::Weight | Self::High => return None,
-        })
+        match self {
+            Self::Memory(bytes) => Some(limit::wanted(Some(bytes), None)),
+            Self::Cpu(milli) => Some(limit::wanted(None, Some(milli))),
+            Self::Weight | Self::High => None,
+        }
     }
 }
 
@@ -95,7 +93,7 @@ impl<'a> ResizeContext<'a> {
         container: String,
         account: &'a mut Account,
     ) -> Result<Self> {
-        let own = directory(node, &container).await?;
+        let own = node.own_cgroup_of(&container).await?;
         let around = own.parent().context("a container's cgroup without a parent")?.to_owned();
         Ok(Self { node, agent, pod, container, own, around, account })
     }
@@ -220,13 +218,7 @@ impl<'a> ResizeContext<'a> {
 
     /// The verdict on the container's limit, whatever it is.
     pub(super) async fn file(&self, limit: Limit, wait_ms: u32) -> Result<proto::Verdict> {
-        let answer = self.ask(limit.wanted(), wait_ms).await.context("call Verify")?;
-        let all = answer.verdicts.into_iter().filter_map(|of| of.verdict);
-        all.filter(|verdict| {
-            verdict.cgroup.as_ref().is_some_and(|of| of.role() == proto::CgroupRole::Container)
-        })
-        .find(|verdict| verdict.file == limit.file())
-        .with_context(|| format!("no verdict on {}", limit.file()))
+        limit::own(self.ask(limit.wanted(), wait_ms).await.context("call Verify")?, limit.file())
     }
 
     pub(super) async fn ask(
@@ -234,8 +226,8 @@ impl<'a> ResizeContext<'a> {
         wanted: Option<proto::Wanted>,
         wait_ms: u32,
     ) -> Result<proto::VerifyResponse, tonic::Status> {
-        let filter = proto::Filter { containers: vec![self.container.clone()], ..Default::default() };
-        self.agent.verify(proto::VerifyRequest { filter: Some(filter), wanted, wait_ms, prove_ms: 0 }).await
+        let request = limit::of_container(&self.container);
+        self.agent.verify(proto::VerifyRequest { wanted, wait_ms, ..request }).await
     }
 
     pub(super) fn pids(&self) -> Result<Vec<u32>> {
@@ -249,12 +241,6 @@ impl<'a> ResizeContext<'a> {
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         Ok(text.trim().to_owned())
     }
-}
-
-pub(super) async fn directory(node: &Node, container: &str) -> Result<PathBuf> {
-    let path = process::cgroup_path(node.pid(container).await?)?;
-    // crun's processes are one level below.
-    Ok(node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path)))
 }
 
 pub(super) fn write(path: &Path, text: &str) -> Result<()> {

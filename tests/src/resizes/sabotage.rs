@@ -3,14 +3,13 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness_api::proto::{self, Source, VerdictKind, wanted};
+use kwitness_api::proto::{Source, VerdictKind};
 use tokio::time::Duration;
 
-use super::context::directory;
 use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
 use crate::environment::{CgroupDriver, Combination};
 use crate::pod::PodSpec;
-use crate::process;
+use crate::{limit, process};
 
 pub(super) async fn all(ctx: &mut ResizeContext<'_>, combination: Combination) -> Result<()> {
     ctx.account.part("Another level allows less.");
@@ -204,15 +203,12 @@ async fn at_once(ctx: &mut ResizeContext<'_>) -> Result<()> {
         .await?;
         ctx.update(limit).await
     };
-    let memory = Some(wanted::Memory::MemoryBytes(100 * MIB));
-    let answer = ctx.ask(Some(proto::Wanted { memory, cpu: None }), 20_000);
-    let (updated, answer) = tokio::join!(late, answer);
+    let (updated, answer) = tokio::join!(late, ctx.ask(limit.wanted(), 20_000));
     updated?;
-    let verdicts = answer.context("call Verify")?.verdicts;
-    let of_memory = verdicts.iter().filter_map(|of| of.verdict.as_ref()).find(|of| of.file == "memory.max");
+    let verdict = limit::own(answer.context("call Verify")?, limit.file())?;
     ensure!(
-        of_memory.is_some_and(|verdict| verdict.verdict() == VerdictKind::InForce),
-        "a resize that came while the call waited: {verdicts:?}"
+        verdict.verdict() == VerdictKind::InForce,
+        "a resize that came while the call waited: {verdict:?}"
     );
     ctx.in_force("a resize that comes while it is waited for", limit).await?;
 
@@ -270,7 +266,7 @@ pub(super) async fn restarted(stage: Stage<'_>, account: &mut Account) -> Result
     let mut spec = sleeper();
     spec.attempt = 1;
     ctx.container = stage.node.run(&pod, &spec).await?;
-    ctx.own = directory(stage.node, &ctx.container).await?;
+    ctx.own = stage.node.own_cgroup_of(&ctx.container).await?;
     ctx.now("started again without the resize", Limit::Memory(96 * MIB), VerdictKind::Diverged).await?;
     ctx.update(Limit::Memory(96 * MIB)).await?;
     ctx.in_force("and resized again", Limit::Memory(96 * MIB)).await?;

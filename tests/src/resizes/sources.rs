@@ -10,7 +10,7 @@ use tokio::time::Duration;
 use super::context::write;
 use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
 use crate::pod::{Pod, PodSpec};
-use crate::process;
+use crate::{limit, process};
 
 /// Verdicts by the kubelet's word.
 pub(super) async fn checkpoints(stage: Stage<'_>, kubelet: &Path, account: &mut Account) -> Result<()> {
@@ -60,9 +60,7 @@ async fn judged(
     wait_ms: u32,
     expected: VerdictKind,
 ) -> Result<Verdict> {
-    let answer = ctx.ask(None, wait_ms).await.context("call Verify")?;
-    let mut all = answer.verdicts.into_iter().filter_map(|of| of.verdict);
-    let verdict = all.find(|verdict| verdict.file == "memory.max").context("no verdict on memory.max")?;
+    let verdict = limit::own(ctx.ask(None, wait_ms).await.context("call Verify")?, "memory.max")?;
     ensure!(
         ctx.account.judged(step, &verdict, expected).await,
         "step \"{step}\": not {expected:?}: {verdict:?}"

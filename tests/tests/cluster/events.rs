@@ -13,8 +13,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kwitness_api::proto::event::Kind;
-use kwitness_api::proto::{CgroupRole, Filter, VerdictKind, VerifyRequest};
+use kwitness_api::proto::{Verdict, VerdictKind};
 use kwitness_tests::cluster_node::PodRequest;
+use kwitness_tests::limit;
 use kwitness_tests::otel::{Collector, Exported, Exporter};
 use kwitness_tests::prelude::*;
 use kwitness_tests::prometheus::Prometheus;
@@ -287,21 +288,9 @@ impl Scene<'_> {
 
     /// Waits until the daemon says so of a container's memory limit: what was never in force is not reverted.
     async fn in_force(&self, pod: &str) -> Result<()> {
-        let request = || VerifyRequest {
-            filter: Some(Filter { pods: vec![pod.to_owned()], ..Filter::default() }),
-            ..VerifyRequest::default()
-        };
-        wait_for(&format!("the limit of {pod} to be in force"), SOON, async || {
-            let answer = self.cluster.agent.verify(request()).await.context("call Verify")?;
-            let is_so = answer.verdicts.into_iter().filter_map(|of| of.verdict).any(|verdict| {
-                let role = verdict.cgroup.as_ref().map(|cgroup| cgroup.role());
-                verdict.file == "memory.max"
-                    && role == Some(CgroupRole::Container)
-                    && verdict.verdict() == VerdictKind::InForce
-            });
-            Ok(is_so.then_some(()))
-        })
-        .await
+        let what = format!("the limit of {pod} to be in force");
+        let is_in_force = |verdict: &Verdict| verdict.verdict() == VerdictKind::InForce;
+        limit::judged(self.cluster.agent, &limit::of_pod(pod), &what, SOON, is_in_force).await.map(drop)
     }
 
     /// The kill comes while nothing listens, and its Event when something does.

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{
-    CgroupRole, Filter, KubernetesComparison, KubernetesDisagreement, KubernetesDisagreementReason,
-    KubernetesLimit, Verdict, VerdictKind, VerifyRequest,
+    KubernetesComparison, KubernetesDisagreement, KubernetesDisagreementReason, KubernetesLimit, Verdict,
+    VerdictKind,
 };
+use kwitness_tests::limit;
 use kwitness_tests::prelude::*;
 
 use crate::join::{Cluster, SOON, Way, with_configured_cluster};
@@ -99,20 +100,8 @@ async fn until(
     what: &str,
     is_so: impl Fn(&Verdict, &KubernetesLimit) -> bool,
 ) -> Result<Verdict> {
-    let request = || VerifyRequest {
-        filter: Some(Filter { pods: vec![POD.to_owned()], ..Filter::default() }),
-        ..VerifyRequest::default()
-    };
-    wait_for(what, SOON, async || {
-        let answer = cluster.agent.verify(request()).await.context("call Verify")?;
-        let of_container = |verdict: &Verdict| {
-            let role = verdict.cgroup.as_ref().map(|cgroup| cgroup.role());
-            verdict.file == "memory.max" && role == Some(CgroupRole::Container)
-        };
-        let verdict = answer.verdicts.into_iter().filter_map(|of| of.verdict).find(of_container);
-        Ok(verdict.filter(|verdict| verdict.kubernetes.as_ref().is_some_and(|of| is_so(verdict, of))))
-    })
-    .await
+    let is_so = |verdict: &Verdict| verdict.kubernetes.as_ref().is_some_and(|of| is_so(verdict, of));
+    limit::judged(cluster.agent, &limit::of_pod(POD), what, SOON, is_so).await
 }
 
 async fn connected(cluster: &Cluster<'_>) -> Result<()> {

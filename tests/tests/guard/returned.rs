@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::event::Kind;
-use kwitness_api::proto::{Basis, Filter, Source, VerdictKind, VerifyRequest};
+use kwitness_api::proto::{Basis, Source, VerdictKind};
 use kwitness_tests::agent::{Agent, from_now};
 use kwitness_tests::context::TestContext;
 use kwitness_tests::environment::Combination;
@@ -14,7 +14,7 @@ use kwitness_tests::events::Seen;
 use kwitness_tests::guard::{Guard, memory_event};
 use kwitness_tests::hog::{Keeping, LIMIT, POD, POLICY, SIZE, limited, returning_policy};
 use kwitness_tests::late_runtime::LateRuntime;
-use kwitness_tests::limit::Limit;
+use kwitness_tests::limit;
 use kwitness_tests::node::CONTAINERD_SOCKET;
 use kwitness_tests::pod::PodSpec;
 use kwitness_tests::process::wait_for;
@@ -44,9 +44,7 @@ pub(crate) async fn after_a_quiet_time(ctx: &TestContext, combination: Combinati
         let returned = |seen: &Seen| seen.has(&hog.id, "guardReturned");
         let seen = watcher.wait_until("the return's event", returned).await?;
         check(&seen, &hog.id)?;
-        let filter = Some(Filter { containers: vec![hog.id.clone()], ..Filter::default() });
-        let request = VerifyRequest { filter, ..VerifyRequest::default() };
-        let verdict = Limit::Memory(LIMIT).verdict(agent.verify(request).await?)?;
+        let verdict = limit::own(agent.verify(limit::of_container(&hog.id)).await?, "memory.max")?;
         let is_guards = verdict.compared_with() == Source::Guard && verdict.verdict() == VerdictKind::InForce;
         ensure!(is_guards, "not in force by the guard's word: {verdict:?}");
         let status = guard.status().await?;

@@ -13,7 +13,6 @@ use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, CgroupRole, Event, Pressure, PressureDirection};
 use kwitness_tests::hog::limited_to;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process::cgroup_path;
 use nix::libc;
 
 const MIB: u64 = 1 << 20;
@@ -104,9 +103,7 @@ pub(crate) async fn a_limit_that_is_reached_has_usage_sampled(ctx: &Testbed<'_>)
         // Its first sample has it watched.
         wait_sampled(agent).await?;
 
-        let path = cgroup_path(node.pid(&id).await?)?;
-        let own = node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path));
-        let high = own.join("memory.high");
+        let high = node.own_cgroup_of(&id).await?.join("memory.high");
         std::fs::write(&high, (LIMIT * 42 / 100).to_string()).context("write memory.high")?;
         // Beside the shell: the kernel has whoever exceeds it sleep, for as long as it sees fit.
         let fill = format!("head -c {} /dev/zero >/dev/shm/{}.a &", LIMIT * 46 / 100, pod.sandbox);

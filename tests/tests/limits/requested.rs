@@ -5,6 +5,7 @@ use std::path::Path;
 use kwitness_api::proto;
 use kwitness_api::proto::VerdictKind::{Diverged, InForce, Reverted, Unknown};
 use kwitness_tests::cri::{Cri, v1 as cri};
+use kwitness_tests::limit;
 use kwitness_tests::outage::Bpffs;
 use kwitness_tests::prelude::*;
 
@@ -109,12 +110,5 @@ async fn judged(
     step: &str,
     is_so: impl Fn(&proto::Verdict) -> bool,
 ) -> Result<proto::Verdict> {
-    wait_for(step, LIMIT, async || {
-        let filter = Some(proto::Filter { containers: vec![id.to_owned()], ..Default::default() });
-        let request = proto::VerifyRequest { filter, ..Default::default() };
-        let Ok(answer) = agent.verify(request).await else { return Ok(None) };
-        let mut verdicts = answer.verdicts.into_iter().filter_map(|of| of.verdict);
-        Ok(verdicts.find(|verdict| verdict.file == "memory.max").filter(&is_so))
-    })
-    .await
+    limit::judged(agent, &limit::of_container(id), step, LIMIT, is_so).await
 }
