@@ -351,6 +351,13 @@ fn shield_sysctls(directory: &Path, mounted: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// A checkpoint as the kubelet writes it since Kubernetes 1.33, of a pod's container `main`.
+pub fn checkpoint(uid: &str, limits: &Value) -> String {
+    let entry = json!({ "ContainerResources": { "main": { "limits": limits } } });
+    let data = json!({ "entries": { (uid): entry } });
+    json!({ "data": data.to_string(), "checksum": 0 }).to_string()
+}
+
 fn configuration(manifests: &Path, runtime: &Path, cgroup: &str, setup: Setup) -> Value {
     // systemd would take the dashes of another root's name for levels.
     let root = if setup.driver == CgroupDriver::Systemd { "/" } else { cgroup };

@@ -70,12 +70,12 @@ impl Managed {
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill(self.nix_pid()?, signal).with_context(|| format!("send {signal} to {}", self.name))
+        kill(nix_pid(self.pid())?, signal).with_context(|| format!("send {signal} to {}", self.name))
     }
 
     /// Stops all of its threads (SIGSTOP) until the guard is dropped. Returns once they have stopped.
     pub fn pause(&self) -> Result<Paused> {
-        let paused = Paused { pid: self.nix_pid()? };
+        let paused = Paused { pid: nix_pid(self.pid())? };
         self.signal(Signal::SIGSTOP)?;
         let deadline = Instant::now() + STOP_LIMIT;
         while !self.is_stopped()? {
@@ -140,9 +140,6 @@ impl Managed {
         answer.with_context(|| self.log_tail())
     }
 
-    fn nix_pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.child.id()).context("a pid that is no pid_t")?))
-    }
 }
 
 /// A process that is stopped until this is dropped.
@@ -271,10 +268,19 @@ pub fn find(accept: impl Fn(&[String]) -> bool) -> Result<Vec<u32>> {
     Ok(found.map(|process| process.pid().cast_unsigned()).collect())
 }
 
+/// Sends a signal to a process that is not our child.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    kill(nix_pid(pid)?, signal).with_context(|| format!("send {signal} to process {pid}"))
+}
+
 /// Kills a process that is not our child; one that is gone already is fine.
 pub fn kill_pid(pid: u32) -> Result<()> {
-    match kill(Pid::from_raw(i32::try_from(pid).context("a pid that is no pid_t")?), Signal::SIGKILL) {
+    match kill(nix_pid(pid)?, Signal::SIGKILL) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("kill {pid}")),
     }
+}
+
+fn nix_pid(pid: u32) -> Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(pid).context("a pid that is no pid_t")?))
 }

@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::pty::{Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use nix::unistd::Pid;
 
-use crate::process::wait_for;
+use crate::process::{self, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const ROWS: NonZeroU16 = NonZeroU16::new(24).unwrap();
@@ -73,8 +72,7 @@ impl Pty {
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).context("a pid that is no pid_t")?);
-        kill(pid, signal).with_context(|| format!("send {signal}"))
+        process::signal(self.child.id(), signal)
     }
 
     /// Whether the program has the terminal for itself: another screen, keys unprocessed.

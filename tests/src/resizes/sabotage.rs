@@ -9,7 +9,7 @@ use tokio::time::Duration;
 use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
 use crate::environment::{CgroupDriver, Combination};
 use crate::pod::PodSpec;
-use crate::{limit, process};
+use crate::{cgroup, limit, process};
 
 pub(super) async fn all(ctx: &mut ResizeContext<'_>, combination: Combination) -> Result<()> {
     ctx.account.part("Another level allows less.");
@@ -56,16 +56,14 @@ async fn shadowed(ctx: &mut ResizeContext<'_>) -> Result<()> {
     for (index, limit) in [Limit::Memory(96 * MIB), Limit::Cpu(1000)].into_iter().enumerate() {
         let mut before = Vec::new();
         for (directory, whose, texts) in chain {
-            let path = directory.join(limit.file());
-            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            before.push((directory, text));
+            before.push((directory, cgroup::text(directory, limit.file())?));
             ctx.meddle(directory, limit.file(), texts[index])?;
             let step = format!("less {} in {whose}", limit.what());
             let verdict = ctx.now(&step, limit, VerdictKind::Shadowed).await?;
             ensure!(verdict.reason.contains(whose), "{}", verdict.reason);
         }
         for (directory, text) in before {
-            ctx.mend(directory, limit.file(), text.trim())?;
+            ctx.mend(directory, limit.file(), &text)?;
         }
         ctx.in_force("and all of it put right", limit).await?;
     }
@@ -85,7 +83,7 @@ async fn undone(ctx: &mut ResizeContext<'_>) -> Result<()> {
     }
     ctx.mend(&own, "memory.max", &(64 * MIB).to_string())?;
     ctx.in_force("and one that does it again", Limit::Memory(64 * MIB)).await?;
-    let high = ctx.says("memory.high")?;
+    let high = cgroup::text(&own, "memory.high")?;
     ctx.meddle(&own, "memory.high", "max")?;
     ctx.now("throttling is off", Limit::High, VerdictKind::Reverted).await?;
     ctx.mend(&own, "memory.high", &high)?;
@@ -114,7 +112,7 @@ async fn undone(ctx: &mut ResizeContext<'_>) -> Result<()> {
     }
     ctx.mend(&own, "cpu.max", "50000 100000")?;
     ctx.in_force("the period is put right", Limit::Cpu(500)).await?;
-    let weight = ctx.says("cpu.weight")?;
+    let weight = cgroup::text(&own, "cpu.weight")?;
     ctx.now("the weight as it is", Limit::Weight, VerdictKind::InForce).await?;
     for (step, text) in
         [("a weight that is undone", "777"), ("the greatest weight", "10000"), ("the least weight", "1")]
@@ -156,7 +154,7 @@ async fn rewritten_by_systemd(ctx: &mut ResizeContext<'_>) -> Result<()> {
     process::run(std::process::Command::new("systemctl").args(set))?;
     let written = (72 * MIB).to_string();
     process::wait_for("systemd to write memory.max", Duration::from_secs(30), async || {
-        Ok((ctx.says("memory.max")? != written).then_some(()))
+        Ok((cgroup::text(&ctx.own, "memory.max")? != written).then_some(()))
     })
     .await?;
     let step = "systemd writes what it knows";

@@ -1,7 +1,6 @@
 //! `kubectl kwitness verify deploy/NAME`: a resize of a Deployment's pods, followed to each of them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -78,13 +77,11 @@ pub(crate) async fn a_resize_is_followed_to_every_pod(
         ensure!(found == (Some(0), in_force(wanted)), "after the resize of {pod}: {found:?}");
     }
     for pod in [first, second] {
-        let file = limit_file(node, pod).await?;
-        let limit = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        ensure!(limit.trim() == AFTER.to_string(), "{pod} has {limit}");
+        let limit = cgroup::number(&cgroup_of(node, pod).await?, "memory.max")?;
+        ensure!(limit == AFTER, "{pod} has {limit}");
     }
 
-    let file = limit_file(node, second).await?;
-    fs::write(&file, OTHER.to_string()).with_context(|| format!("write {}", file.display()))?;
+    cgroup::write(&cgroup_of(node, second).await?, "memory.max", OTHER)?;
     let (code, found) = verify("0s")?;
     let is_in_force = |pod: &str| found.get(pod).is_some_and(|(verdict, _)| verdict == IN_FORCE);
     ensure!(is_in_force(first) && !is_in_force(second), "{found:?}");
@@ -92,9 +89,9 @@ pub(crate) async fn a_resize_is_followed_to_every_pod(
     Ok(())
 }
 
-async fn limit_file(node: &Node, pod: &str) -> Result<PathBuf> {
+async fn cgroup_of(node: &Node, pod: &str) -> Result<PathBuf> {
     let id = node.running(pod, "").await?.with_context(|| format!("{pod} does not run"))?;
-    Ok(node.cgroup_of(&id).await?.join("memory.max"))
+    node.cgroup_of(&id).await
 }
 
 fn verdicts(text: &str) -> Result<Verdicts> {

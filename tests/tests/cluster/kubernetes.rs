@@ -1,6 +1,5 @@
 //! The Kubernetes API as a source: what it says of a resize beside what the kernel has, and that it is wrong where it is.
 
-use std::fs;
 use std::path::Path;
 
 use kwitness_api::Timestamp;
@@ -8,7 +7,6 @@ use kwitness_api::proto::{
     KubernetesComparison, KubernetesDisagreement, KubernetesDisagreementReason, KubernetesLimit, Verdict,
     VerdictKind,
 };
-use kwitness_tests::limit;
 use kwitness_tests::prelude::*;
 
 use crate::join::{Cluster, SOON, Way, with_configured_cluster};
@@ -37,13 +35,13 @@ async fn is_named(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
     let way = (Pleg::Generic, Way::Proxy);
     with_configured_cluster(ctx, api, way, &settings, async |cluster| {
         let id = cluster.pod(POD).await?;
-        let file = cluster.node.cgroup_of(&id).await?.join("memory.max");
+        let directory = cluster.node.cgroup_of(&id).await?;
         agrees(cluster, "64Mi", "32Mi").await?;
         cluster.api.run(&["patch", "pod", POD, "--subresource=resize", "--patch", PATCH])?;
         let resized = agrees(cluster, "96Mi", "48Mi").await?;
         ensure!(resized.generation == resized.observed_generation, "{resized:?}");
-        sabotage(cluster, &file).await?;
-        fs::write(&file, RESIZED.to_string()).context("restore memory.max")?;
+        sabotage(cluster, &directory).await?;
+        cgroup::write(&directory, "memory.max", RESIZED)?;
         agrees(cluster, "96Mi", "48Mi").await?;
         connected(cluster).await
     })
@@ -51,9 +49,9 @@ async fn is_named(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
 }
 
 /// Overwrites the limit behind the kubelet's back, and waits until that is named, with both times.
-async fn sabotage(cluster: &Cluster<'_>, file: &Path) -> Result<()> {
+async fn sabotage(cluster: &Cluster<'_>, directory: &Path) -> Result<()> {
     let began = wall()?;
-    fs::write(file, SABOTAGED.to_string()).context("overwrite memory.max")?;
+    cgroup::write(directory, "memory.max", SABOTAGED)?;
     let ended = wall()?;
     let verdict = until(cluster, "the API and the kernel to disagree", |_, of| {
         of.comparison() == KubernetesComparison::Disagrees

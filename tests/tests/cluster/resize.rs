@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{CgroupRole, VerdictKind, VerifyRequest, WatchRequest};
-use kwitness_tests::limit;
 use kwitness_tests::prelude::*;
 use serde_json::json;
 

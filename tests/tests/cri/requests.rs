@@ -2,7 +2,6 @@
 
 use kwitness_api::proto;
 use kwitness_tests::cri::{Cri, v1 as cri};
-use kwitness_tests::limit;
 use kwitness_tests::prelude::*;
 
 use crate::with_daemon;

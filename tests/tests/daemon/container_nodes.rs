@@ -11,8 +11,7 @@ use kwitness_tests::container_node::{ContainerNode, Daemon};
 use kwitness_tests::handmade::new_id;
 use kwitness_tests::pod::new_uid;
 use kwitness_tests::prelude::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 const BUSYBOX: &str = "/usr/bin/busybox";
 /// A container's program: waits for another one to end, and exits with code 7.
@@ -44,13 +43,11 @@ struct Running {
 impl Running {
     async fn start(node: &ContainerNode, container: HandMade) -> Result<Self> {
         let helper = Helper(node.start_container(&container, BUSYBOX, &["sh", "-c", WAIT])?);
-        let members = container.cgroup().directory().join("cgroup.procs");
         let processes = wait_for("the container's processes", LIMIT, async || {
-            let pids = fs::read_to_string(&members).context("read the container's processes")?;
             let mut processes: [Option<(u32, u32)>; 3] = [None; 3];
-            for pid in pids.lines().map(str::parse::<u32>) {
+            for pid in cgroup::pids(container.cgroup().directory())? {
                 // Here, on the node, and in the container, where the main process is the first.
-                match process::ids(pid?).as_deref() {
+                match process::ids(pid).as_deref() {
                     Ok(&[outside, on_node]) => processes[0] = Some((outside, on_node)),
                     Ok(&[outside, on_node, 1]) => processes[1] = Some((outside, on_node)),
                     Ok(&[outside, on_node, _]) => processes[2] = Some((outside, on_node)),
@@ -72,7 +69,7 @@ impl Running {
 
     /// Ends the program that the main process waits for, and so the container.
     fn end(&mut self) -> Result<()> {
-        kill(Pid::from_raw(self.waited_for.0.cast_signed()), Signal::SIGKILL).context("kill the program")?;
+        process::signal(self.waited_for.0, Signal::SIGKILL)?;
         let status = self.helper.0.wait().context("wait for the container")?;
         ensure!(status.code() == Some(7), "the container: {status}");
         Ok(())

@@ -2,13 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::guard::Guard;
-use kwitness_tests::hog::{self, KILLED, POD, POLICY, Piped};
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::PodSpec;
+use kwitness_tests::hog::{self, KILLED, LIMIT, POD, POLICY, Piped};
+use kwitness_tests::prelude::*;
 
 use crate::scene::{Scene, with_guard};
 
@@ -55,8 +50,7 @@ pub(crate) async fn first_process(ctx: &TestContext, combination: Combination) -
 /// What `kubectl exec` starts has a caller that waits for it.
 pub(crate) async fn exec_session(ctx: &TestContext, combination: Combination) -> Result<()> {
     with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
-        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-        let id = node.run(pod, &hog::limited("quiet", "exec sleep 1000", directory.path())).await?;
+        let id = node.run(pod, &ContainerSpec::shell("quiet", "exec sleep 1000").limited(LIMIT)).await?;
         guard.wait_armed(1).await?;
         let code = node.exec(&id, &["/bin/sh", "-c", "exec tail </dev/zero"]).await?;
         ensure!(code == KILLED, "ended with {code}");

@@ -12,10 +12,9 @@ mod spared;
 mod stopped;
 mod survival;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::{CgroupLayout, Combination, Handler, Tier};
-use kwitness_tests::suite::{self, Case, Combined};
+use kwitness_tests::environment::Handler;
+use kwitness_tests::prelude::*;
+use kwitness_tests::suite::Combined;
 use kwitness_tests::survival::filler;
 
 /// What a row does, and its name.

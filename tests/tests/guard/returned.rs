@@ -1,23 +1,12 @@
 //! What the guard has raised is given back, also by the next guard; and each step is an event of the daemon's.
 
-use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, Source, VerdictKind};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::events::Seen;
-use kwitness_tests::guard::{Guard, memory_event};
 use kwitness_tests::hog::{Keeping, LIMIT, POD, POLICY, SIZE, limited, returning_policy};
 use kwitness_tests::late_runtime::LateRuntime;
-use kwitness_tests::limit;
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 use crate::scene::{Scene, with_guard};
 
@@ -116,45 +105,35 @@ pub(crate) async fn by_the_next_guard(ctx: &TestContext, combination: Combinatio
 pub(crate) async fn not_while_it_is_needed_again(ctx: &TestContext, combination: Combination) -> Result<()> {
     ctx.with_both(combination.driver, &[], async |node, agent| {
         let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-        let directory = tempfile::tempdir_in("/run").context("make a directory for the hogs")?;
-        let at = |file: &str| directory.path().join(file);
+        let out = Out::make()?;
         let hog = |name: &str, bytes: u64| {
-            let wait = |file: &str| format!("until [ -e /out/{name}-{file} ]; do sleep 0.1; done");
-            let (go, end) = (wait("go"), wait("end"));
+            let (go, end) = (until(&format!("{name}-go")), until(&format!("{name}-end")));
             format!("{go}; (head -c {bytes} /dev/zero; : >/out/{name}-taken; {end}) | tail >/dev/null")
         };
         // The second takes more than half of the raised limit, which is the threshold.
-        let line = format!(
-            "{}; {}; echo $? >/out/code.new; mv /out/code.new /out/code; exec sleep 1000",
-            hog("first", SIZE),
-            hog("second", 80_000_000)
-        );
-        let id = node.run(&pod, &limited("again", &line, directory.path())).await?;
+        let line = format!("{}; {}; {LEAVE_CODE}", hog("first", SIZE), hog("second", 80_000_000));
+        let id = node.run(&pod, &limited("again", &line, &out)).await?;
         let cgroup = node.cgroup_of(&id).await?;
         let runtime = LateRuntime::serve(&cgroup)?;
         runtime.answer();
         let guard = Guard::start(&ctx.environment, agent, &returning_policy(), &runtime.socket()).await?;
         guard.wait_armed(1).await?;
         let done = async {
-            let signal = |file: &str| fs::write(at(file), "").with_context(|| format!("make {file}"));
-            let exists =
-                async |file: &str| wait_for(file, WAIT, async || Ok(at(file).exists().then_some(()))).await;
-            signal("first-go")?;
-            exists("first-taken").await?;
-            let limit = || fs::read_to_string(cgroup.join("memory.max")).context("read memory.max");
-            ensure!(limit()?.trim() == RAISED.to_string(), "raised to {}", limit()?);
+            out.signal("first-go")?;
+            out.wait("first-taken", WAIT).await?;
+            let limit = || cgroup::number(&cgroup, "memory.max");
+            ensure!(limit()? == RAISED, "raised to {}", limit()?);
             runtime.accept();
-            signal("first-end")?;
+            out.signal("first-end")?;
             runtime.accepted().await?;
             runtime.answer();
-            signal("second-go")?;
-            exists("second-taken").await?;
-            ensure!(limit()?.trim() == RAISED_AGAIN.to_string(), "{}", limit()?);
-            signal("second-end")?;
-            exists("code").await?;
-            let code = fs::read_to_string(at("code")).context("read the exit code")?;
+            out.signal("second-go")?;
+            out.wait("second-taken", WAIT).await?;
+            ensure!(limit()? == RAISED_AGAIN, "{}", limit()?);
+            out.signal("second-end")?;
+            let code = out.code(WAIT).await?;
             let oom_kills = memory_event(&cgroup, "oom_kill")?;
-            ensure!(code.trim() == "0" && oom_kills == 0, "ended with {code}, {oom_kills} OOM kills");
+            ensure!(code == 0 && oom_kills == 0, "ended with {code}, {oom_kills} OOM kills");
             // On a slow machine the daemon says first that the return is not in force.
             let status = guard.status().await?;
             let reasons: Vec<_> = status.not_returned.keys().map(String::as_str).collect();
@@ -181,7 +160,7 @@ pub(crate) async fn not_what_another_process_has_set(
         let hog = Keeping::start(node, pod, "changed", guard).await?;
         hog.take().await?;
         let other = 5 * LIMIT;
-        fs::write(hog.cgroup.join("memory.max"), other.to_string()).context("write memory.max")?;
+        cgroup::write(&hog.cgroup, "memory.max", other)?;
         let refused = |seen: &Seen| {
             seen.of(&hog.id).any(|event| {
                 let kind = event.kind.as_ref();

@@ -2,14 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::guard::Guard;
 use kwitness_tests::hog::POD;
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
-use kwitness_tests::pod::{Pod, PodSpec};
+use kwitness_tests::prelude::*;
 
 /// A node, its daemon and its guard, with an empty pod that the guard's policy selects.
 pub(crate) struct Scene<'a> {

@@ -3,10 +3,9 @@
 use std::fs;
 use std::num::NonZeroUsize;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::hog::{self, POLICY, Piped, SIZE};
+use kwitness_tests::pod::this_program;
+use kwitness_tests::prelude::*;
 use nix::sched::{CloneFlags, clone};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 use nix::sys::ptrace;
@@ -26,8 +25,6 @@ const HUGE_PAGES: &str = "KWITNESS_TEST_HOG_HUGE_PAGES";
 const HUGE_PAGES_SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// More threads than the guard looks at to see whether a process has stopped.
 const MANY: usize = 600;
-/// Where such a container sees this program.
-const PROGRAM_DIRECTORY: &str = "/program";
 
 /// If this process is to be the hog of [`threads`], [`vfork`] or [`huge_pages`]: fills the memory, and returns true.
 pub(crate) fn run_as_hog() -> bool {
@@ -123,11 +120,8 @@ pub(crate) async fn vfork(ctx: &TestContext, combination: Combination) -> Result
 
 /// The first process of the container is this program, with that variable.
 async fn program_finishes(ctx: &TestContext, combination: Combination, variable: &str) -> Result<()> {
-    let program = std::env::current_exe().context("find this program")?;
-    let directory = program.parent().context("this program has a directory")?.display().to_string();
-    let name = program.file_name().context("this program has a name")?.display().to_string();
-    let line = format!("{variable} exec {PROGRAM_DIRECTORY}/{name}");
-    finishes(ctx, combination, &line, vec![(directory, PROGRAM_DIRECTORY.to_owned())]).await
+    let (mount, program) = this_program()?;
+    finishes(ctx, combination, &format!("{variable} exec {program}"), vec![mount]).await
 }
 
 /// A container whose work needs more than the limit ends well, and something of it was held.
@@ -138,13 +132,13 @@ async fn finishes(
     mounts: Vec<(String, String)>,
 ) -> Result<()> {
     with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
-        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-        let line = format!("until [ -e /out/go ]; do sleep 0.1; done; {line}");
-        let mut spec = hog::limited("several", &line, directory.path());
+        let out = Out::make()?;
+        let line = format!("{}; {line}", until("go"));
+        let mut spec = hog::limited("several", &line, &out);
         spec.mounts.extend(mounts);
         let id = node.run(pod, &spec).await?;
         guard.wait_armed(1).await?;
-        std::fs::write(directory.path().join("go"), "").context("start the hogs")?;
+        out.signal("go")?;
         let ended = node.wait_exited(&id).await?;
         ensure!(ended.exit_code == 0, "{ended:?}");
         let status = guard.status().await?;

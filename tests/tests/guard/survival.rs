@@ -1,8 +1,6 @@
 //! The bench of survival, with one run of each way: that it measures, not what.
 
-use anyhow::{Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::prelude::*;
 use kwitness_tests::survival::{self, Rate, Report, Settings, Stage};
 
 /// Nothing raises: killed. The guard raises: survived. The others may be in time or not.

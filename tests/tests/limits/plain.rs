@@ -1,7 +1,6 @@
 //! A node whose controllers are in cgroup v1 hierarchies.
 
 use kwitness_api::proto::{VerdictKind, VerifyRequest};
-use kwitness_tests::limit;
 use kwitness_tests::prelude::*;
 
 pub(crate) async fn limits_need_cgroup_v2(ctx: &Testbed<'_>) -> Result<()> {

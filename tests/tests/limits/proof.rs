@@ -4,7 +4,6 @@ use std::process::Command;
 
 use kwitness_api::proto::{self, Proof, ProofKind, VerdictKind};
 use kwitness_tests::cri::v1 as cri;
-use kwitness_tests::limit;
 use kwitness_tests::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -38,7 +37,7 @@ pub(crate) async fn a_quota_is_kept_or_it_is_reported(ctx: &Testbed<'_>) -> Resu
         // crun's inner cgroup keeps a quota of its own.
         for directory in [own.clone(), own.join("container")] {
             if directory.is_dir() {
-                std::fs::write(directory.join("cpu.max"), "max").context("raise the quota")?;
+                cgroup::write(&directory, "cpu.max", "max")?;
             }
         }
         let (verdict, proof) = proved(agent, &id, "cpu.max").await?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use kwitness_api::proto;
 use kwitness_api::proto::VerdictKind::{Diverged, InForce, Reverted, Unknown};
 use kwitness_tests::cri::{Cri, v1 as cri};
-use kwitness_tests::limit;
+use kwitness_tests::kubelet::checkpoint;
 use kwitness_tests::outage::Bpffs;
 use kwitness_tests::prelude::*;
 
@@ -44,10 +44,7 @@ async fn restarts(
     let spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]).limited(64 << 20);
     let id = node.create_by(&through, &pod, &spec).await?;
     node.start_container(&id).await?;
-    let resources = serde_json::json!({ "limits": { "memory": "64Mi" } });
-    let entry = serde_json::json!({ "ContainerResources": { "main": resources } });
-    let data = serde_json::json!({ "entries": { (pod.spec.uid.as_str()): entry } });
-    let checkpoint = serde_json::json!({ "data": data.to_string(), "checksum": 0 }).to_string();
+    let checkpoint = checkpoint(&pod.spec.uid, &serde_json::json!({ "memory": "64Mi" }));
     std::fs::write(kubelet.join("allocated_pods_state"), checkpoint).context("write the checkpoint")?;
     judged(agent, &id, "admitted", |verdict| {
         verdict.verdict() == InForce && verdict.compared_with() == proto::Source::KubeletAllocated

@@ -150,9 +150,8 @@ fn charged_from_outside(session: &mut Session, parent: &Path) -> Result<()> {
     let mut address = reserved.with_context(|| format!("nothing is reserved:\n{maps}"))?;
     let memory =
         File::options().write(true).open(format!("/proc/{}/mem", child.pid())).context("its memory")?;
-    let usage = container.join("memory.current");
     let block = [1; 64 << 10];
-    while fs::read_to_string(&usage).context("read usage")?.trim_end().parse::<u64>()? < FULL {
+    while cgroup::number(&container, "memory.current")? < FULL {
         memory.write_all_at(&block, address).context("write to its memory")?;
         address += block.len() as u64;
     }

@@ -282,10 +282,8 @@ fn until_lost(session: &mut Session, kind: RecordKind, cause: impl Fn() -> Resul
 
 /// Waits until the kernel has let go of every cgroup below the root: the rings are full, so no record shows it.
 fn await_releases(root: &Root) -> Result<()> {
-    let stat = root.directory().join("cgroup.stat");
     for _ in 0..1000 {
-        let text = std::fs::read_to_string(&stat).with_context(|| format!("read {}", stat.display()))?;
-        if text.lines().any(|line| line == "nr_dying_descendants 0") {
+        if cgroup::entry(root.directory(), "cgroup.stat", "nr_dying_descendants")? == 0 {
             return Ok(());
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
