@@ -5,17 +5,12 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_agent::clock::Clock;
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{ContainerState, Event, State, UsageSample};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::events::{Seen, kind, short};
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::events::short;
+use kwitness_tests::prelude::*;
 use serde_json::Value;
 
 use crate::command::{Done, a_short_life, client, kwitness, run};

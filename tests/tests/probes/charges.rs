@@ -4,16 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_abi::{CHARGE_RECORDS, CHARGE_WINDOW};
 use kwitness_core::model::{Bound, CgroupId, Fact, KernelTime, MemoryCharge, Thresholds};
 use kwitness_core::pressure::sampling::ThresholdState;
-use kwitness_tests::cgroup;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::suite::Case;
+use kwitness_tests::prelude::*;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 

@@ -4,13 +4,11 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_agent::probe::{Loaded, Running, Settings};
 use kwitness_core::decode::Decoder;
 use kwitness_core::model::{Fact, KernelEvent, PathText};
-use kwitness_tests::cgroup;
+use kwitness_tests::prelude::*;
 use tokio::runtime::Runtime;
 
 /// How long anything may take that the kernel does by itself.

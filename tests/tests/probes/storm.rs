@@ -8,17 +8,14 @@ use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
 use kwitness_abi::{RecordKind, container_number};
 use kwitness_core::model::{ExitStatus, Fact, KernelEvent};
-use kwitness_tests::cgroup;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::suite::Case;
 
 use crate::producer;
 use crate::session::{Root, Session, rmdir};
 use crate::{Loaded, settings};
 use kwitness_agent::probe::Settings;
+use kwitness_tests::prelude::*;
 
 /// On a real processor, and where what takes long is wanted.
 const CONTAINERS: u32 = 10_000;
