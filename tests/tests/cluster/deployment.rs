@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
+use kwitness_tests::kubelet::pod_spec;
 use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
-use crate::join::{SOON, sleeping};
+use crate::join::{SOON, sleeper};
 
 const NAME: &str = "resized";
 pub(crate) const LABEL: &str = "app=resized";
@@ -22,6 +23,21 @@ const IN_FORCE: &str = "VERDICT_KIND_IN_FORCE";
 /// The verdict on each pod's `memory.max`, with the amount that the API server wants.
 type Verdicts = BTreeMap<String, (String, String)>;
 
+/// The plugin, for daemons in that namespace.
+pub(crate) fn plugin(
+    ctx: &TestContext,
+    api: &ControlPlane,
+    namespace: &'static str,
+) -> Result<impl Fn(&[&str]) -> Command> {
+    let (program, kubeconfig) = (ctx.environment.plugin(), api.verifying_kubeconfig()?);
+    Ok(move |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.arg("--kubeconfig").arg(&kubeconfig).args(["--kwitness-namespace", namespace]);
+        command.args(arguments);
+        command
+    })
+}
+
 /// Makes the Deployment. Without controllers its pods are whatever has the label, which is all that the plugin goes by.
 pub(crate) fn create(api: &ControlPlane) -> Result<()> {
     api.create(&json!({
@@ -31,7 +47,7 @@ pub(crate) fn create(api: &ControlPlane) -> Result<()> {
         "spec": {
             "replicas": 2,
             "selector": { "matchLabels": { "app": NAME } },
-            "template": { "metadata": { "labels": { "app": NAME } }, "spec": sleeping() },
+            "template": { "metadata": { "labels": { "app": NAME } }, "spec": pod_spec(&[sleeper()]) },
         },
     }))
 }
@@ -39,8 +55,7 @@ pub(crate) fn create(api: &ControlPlane) -> Result<()> {
 /// Waits until the controllers have made both pods, and these run; their names.
 pub(crate) async fn running(api: &ControlPlane) -> Result<Vec<String>> {
     wait_for("the Deployment's pods", SOON, async || {
-        let text = api.run(&["get", "pods", "--selector", LABEL, "--output=json"])?;
-        let list: Value = serde_json::from_str(&text).context("parse the pods")?;
+        let list = api.json(&["get", "pods", "--selector", LABEL])?;
         let pods = list["items"].as_array().into_iter().flatten();
         let running = pods.filter(|pod| pod["status"]["phase"] == "Running");
         let names = running.filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Verdict, VerdictKind};
-use kwitness_tests::cluster_node::PodRequest;
+use kwitness_tests::cluster_node::{PodRequest, registered, running};
 use kwitness_tests::otel::{Collector, Exported, Exporter};
 use kwitness_tests::prelude::*;
 use kwitness_tests::prometheus::Prometheus;
@@ -124,7 +124,7 @@ impl Scene<'_> {
     async fn run_pods(&self) -> Result<BTreeMap<&'static str, String>> {
         let long = self.ctx.environment.long;
         let names: Vec<_> = [EARLY, OUTAGE].into_iter().chain(long.then_some(SHADOWED)).collect();
-        self.cluster.registered().await?;
+        registered(self.cluster.api).await?;
         for name in &names {
             // The kernel kills all of the container, of which each process is an OOM kill of its own.
             let line = format!("{}; tail </dev/zero & tail </dev/zero & wait", until(name));
@@ -135,7 +135,7 @@ impl Scene<'_> {
         }
         let mut ids = BTreeMap::new();
         for name in names {
-            ids.insert(name, self.cluster.running(name).await?);
+            ids.insert(name, running(self.cluster.api, self.cluster.node, name).await?);
         }
         Ok(ids)
     }
@@ -174,8 +174,7 @@ impl Scene<'_> {
 
     /// kwitness's, but for those that stand for a series.
     fn events(&self) -> Result<Vec<Value>> {
-        let text = self.cluster.api.run(&["get", "events", "--namespace", "default", "--output=json"])?;
-        let list: Value = serde_json::from_str(&text).context("parse the events")?;
+        let list = self.cluster.api.json(&["get", "events", "--namespace", "default"])?;
         let all = list["items"].as_array().context("no list of events")?;
         let is_ours = |event: &&Value| event["reportingComponent"] == "kwitness" && event["series"].is_null();
         Ok(all.iter().filter(is_ours).cloned().collect())
