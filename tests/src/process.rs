@@ -3,6 +3,7 @@
 //! A [`Managed`] child never outlives its owner, and what goes wrong with one is shown with the end of its log.
 
 use std::fs::{self, File};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ const LOG_MARK: &str = "---";
 #[derive(Debug)]
 pub struct Managed {
     name: String,
-    child: Child,
+    child: Killed,
     log: PathBuf,
 }
 
@@ -43,7 +44,7 @@ impl Managed {
             .stderr(file)
             .spawn()
             .with_context(|| format!("start {name} ({command:?})"))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Self { name: name.to_owned(), child: Killed(child), log: log.to_owned() })
     }
 
     pub fn pid(&self) -> u32 {
@@ -139,7 +140,32 @@ impl Managed {
         let answer = answer.await;
         answer.with_context(|| self.log_tail())
     }
+}
 
+/// A child that is killed and waited for when this is dropped.
+#[derive(Debug)]
+pub struct Killed(pub Child);
+
+impl Deref for Killed {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Killed {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Both fail only for a child that has ended and was waited for: there is nothing left to stop then.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A process that is stopped until this is dropped.
@@ -153,14 +179,6 @@ impl Drop for Paused {
     fn drop(&mut self) {
         // Fails only if the process is gone.
         let _ = kill(self.pid, Signal::SIGCONT);
-    }
-}
-
-impl Drop for Managed {
-    fn drop(&mut self) {
-        // Both fail only for a child that has ended and was waited for: there is nothing left to stop then.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Exec, Exited, Process, Started};
@@ -11,6 +11,7 @@ use kwitness_tests::container_node::{ContainerNode, Daemon};
 use kwitness_tests::handmade::new_id;
 use kwitness_tests::pod::new_uid;
 use kwitness_tests::prelude::*;
+use kwitness_tests::process::Killed;
 use nix::sys::signal::Signal;
 
 const BUSYBOX: &str = "/usr/bin/busybox";
@@ -18,20 +19,10 @@ const BUSYBOX: &str = "/usr/bin/busybox";
 const WAIT: &str = "/usr/bin/busybox sleep 1000; exit 7";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What starts a container; a node cannot end before its parent, which is outside, has waited for it.
-struct Helper(Child);
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        // Both fail only for one that was waited for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A running container, with what its processes are called.
 struct Running {
-    helper: Helper,
+    /// What has started it; a node cannot end before its parent, which is outside, has waited for it.
+    helper: Killed,
     container: HandMade,
     /// The helper's id on the node.
     helper_id: u32,
@@ -42,7 +33,7 @@ struct Running {
 
 impl Running {
     async fn start(node: &ContainerNode, container: HandMade) -> Result<Self> {
-        let helper = Helper(node.start_container(&container, BUSYBOX, &["sh", "-c", WAIT])?);
+        let helper = Killed(node.start_container(&container, BUSYBOX, &["sh", "-c", WAIT])?);
         let processes = wait_for("the container's processes", LIMIT, async || {
             let mut processes: [Option<(u32, u32)>; 3] = [None; 3];
             for pid in cgroup::pids(container.cgroup().directory())? {
@@ -70,7 +61,7 @@ impl Running {
     /// Ends the program that the main process waits for, and so the container.
     fn end(&mut self) -> Result<()> {
         process::signal(self.waited_for.0, Signal::SIGKILL)?;
-        let status = self.helper.0.wait().context("wait for the container")?;
+        let status = self.helper.wait().context("wait for the container")?;
         ensure!(status.code() == Some(7), "the container: {status}");
         Ok(())
     }
