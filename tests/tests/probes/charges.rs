@@ -13,7 +13,7 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 
 use crate::child::{Action, Child};
-use crate::limits::{root_with_controllers, write};
+use crate::limits::root_with_controllers;
 use crate::producer::{self, RESERVED};
 use crate::session::Session;
 use crate::{Loaded, Scenario, by_function_hooks};
@@ -50,7 +50,7 @@ fn fill(container: &Path, limited: &Path, times: u64) -> Result<Child> {
 }
 
 fn limit(directory: &Path) -> Result<()> {
-    write(&directory.join("memory.max"), &LIMIT.to_string())
+    cgroup::write(directory, "memory.max", LIMIT)
 }
 
 /// The charges of that cgroup that were recorded, in the order of their times.
@@ -114,7 +114,7 @@ fn own_limit(session: &mut Session, parent: &Path) -> Result<()> {
 fn pods_limit(session: &mut Session, parent: &Path) -> Result<()> {
     let root = root_with_controllers(parent, "chargepod")?;
     let pod = root.sub("pod")?;
-    write(&pod.join("cgroup.subtree_control"), "+memory")?;
+    cgroup::write(&pod, "cgroup.subtree_control", "+memory")?;
     limit(&pod)?;
     let container = root.sub("pod/ctr")?;
     let child = fill(&container, &pod, 1)?;
