@@ -107,10 +107,10 @@ impl Call {
 
 /// The same call twice. Without the brake the process is killed before any raise comes; with it, it lives for longer than that
 /// before the raise comes, and ends well.
-pub(crate) async fn system_call(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn system_call(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let policy = format!("{POLICY}brake = false\n");
         let call = Call::begin(ctx, node, agent, &pod, "unbraked", &policy).await?;
         let code = call.ended().await?;
@@ -150,9 +150,9 @@ async fn lived(watcher: &mut Watcher, id: &str) -> Result<Duration> {
 }
 
 /// What a killed guard has lowered its watchdog restores.
-pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+pub(crate) async fn killed(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let mut call = Call::begin(ctx, node, agent, &pod, "left", POLICY).await?;
         call.braked().await?;
         call.guard.kill()?;

@@ -8,10 +8,10 @@ use kwitness_tests::prelude::*;
 use crate::scene::{Scene, with_guard};
 
 /// The same work twice.
-pub(crate) async fn finishes(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn finishes(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         ctx.with_agent(&[], async |agent| {
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
             let unguarded = hog::work(node, &pod, "unguarded", None).await?;
             ensure!(unguarded.code == KILLED, "not OOM-killed without a guard: {unguarded:?}");
             ensure!(unguarded.oom_kills > 0, "{unguarded:?}");
@@ -31,8 +31,8 @@ pub(crate) async fn finishes(ctx: &TestContext, combination: Combination) -> Res
 }
 
 /// The hog is PID 1 of its pid namespace.
-pub(crate) async fn first_process(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+pub(crate) async fn first_process(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
         let piped = Piped::start(node, pod, "first", guard).await?;
         let pid = node.pid(&piped.id).await?;
         let mut filler = piped.fill()?;
@@ -48,8 +48,8 @@ pub(crate) async fn first_process(ctx: &TestContext, combination: Combination) -
 }
 
 /// What `kubectl exec` starts has a caller that waits for it.
-pub(crate) async fn exec_session(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+pub(crate) async fn exec_session(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
         let id = node.run(pod, &ContainerSpec::shell("quiet", "exec sleep 1000").limited(LIMIT)).await?;
         guard.wait_armed(1).await?;
         let code = node.exec(&id, &["/bin/sh", "-c", "exec tail </dev/zero"]).await?;

@@ -21,7 +21,7 @@ use kwitness_tests::survival::filler;
 macro_rules! rows {
     ($($module:ident::$function:ident => $name:literal),* $(,)?) => {{
         let rows: Vec<(&str, Combined)> =
-            vec![$(($name, |ctx, of| ctx.block_on($module::$function(ctx, of)))),*];
+            vec![$(($name, |ctx, of| ctx.block_on($module::$function(&ctx.on(of))))),*];
         rows
     }};
 }

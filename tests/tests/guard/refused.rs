@@ -14,8 +14,8 @@ use crate::scene::{Scene, with_guard};
 const SOON: Duration = Duration::from_secs(300);
 
 /// The pod's cgroup has a limit of its own, with less room than one raise adds.
-pub(crate) async fn limit_above(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+pub(crate) async fn limit_above(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
         // Above the container's limit, or it would be hit before the container's threshold.
         let limit = LIMIT + (SIZE - LIMIT) / 2;
         cgroup::write(&node.cgroup_directory(&pod.cgroup), "memory.max", limit)?;
@@ -33,9 +33,9 @@ pub(crate) async fn limit_above(ctx: &TestContext, combination: Combination) -> 
 }
 
 /// A raise that the node has no memory for would make the container's OOM the node's.
-pub(crate) async fn no_free_memory(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn no_free_memory(ctx: &Testbed<'_>) -> Result<()> {
     let policy = POLICY.replace("96Mi", "1Ti").replace("256Mi", "2Ti");
-    with_guard(ctx, combination, &policy, async |&Scene { node, guard, pod, .. }| {
+    with_guard(ctx, &policy, async |&Scene { node, guard, pod, .. }| {
         let ended = hog::work(node, pod, "huge", Some(guard)).await?;
         ensure!(ended.code == KILLED, "{ended:?}");
         let status = guard.status().await?;
@@ -49,10 +49,10 @@ pub(crate) async fn no_free_memory(ctx: &TestContext, combination: Combination) 
 }
 
 /// One raise is allowed, and is not enough.
-pub(crate) async fn budget(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn budget(ctx: &Testbed<'_>) -> Result<()> {
     let policy = POLICY.replace("96Mi", "1Mi") + "budget = 1\n";
-    ctx.with_both(combination.driver, &[], async |node, agent| {
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let out = Out::make()?;
         let line = format!("{}; {}; {LEAVE_CODE}", until("go"), hog::command());
         let id = node.run(&pod, &hog::limited("spent", &line, &out)).await?;
@@ -77,7 +77,7 @@ pub(crate) async fn budget(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// Two would raise the limits of one container, each by its own policy.
-pub(crate) async fn second(ctx: &TestContext, _: Combination) -> Result<()> {
+pub(crate) async fn second(ctx: &Testbed<'_>) -> Result<()> {
     ctx.with_agent(&[], async |agent| {
         let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
         let pid = guard.status().await?.pid;

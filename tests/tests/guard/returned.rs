@@ -17,8 +17,8 @@ const RAISED_AGAIN: u64 = 224 << 20;
 const WAIT: Duration = Duration::from_secs(180);
 
 /// A hog takes more than its limit, is raised, and ends; its container is quiet from then on.
-pub(crate) async fn after_a_quiet_time(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
+pub(crate) async fn after_a_quiet_time(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
         let mut watcher = agent.watch(from_now()).await?;
         let hog = Keeping::start(node, pod, "lent", guard).await?;
         hog.take().await?;
@@ -78,12 +78,12 @@ fn check(seen: &Seen, id: &str) -> Result<()> {
 }
 
 /// The guard is killed while a limit is raised. What it has recorded, the next one gives back.
-pub(crate) async fn by_the_next_guard(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn by_the_next_guard(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         ctx.with_agent(&[], async |agent| {
             let runtime = Path::new(CONTAINERD_SOCKET);
             let mut guard = Guard::start(&ctx.environment, agent, &returning_policy(), runtime).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
             let hog = Keeping::start(node, &pod, "inherited", &guard).await?;
             hog.take().await.with_context(|| guard.log_tail())?;
             guard.kill()?;
@@ -102,9 +102,9 @@ pub(crate) async fn by_the_next_guard(ctx: &TestContext, combination: Combinatio
 
 /// A return is accepted, and the kernel has the higher limit still, when the container needs it again: the raise takes the place of the
 /// return, and gives no less than there was.
-pub(crate) async fn not_while_it_is_needed_again(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+pub(crate) async fn not_while_it_is_needed_again(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let out = Out::make()?;
         let hog = |name: &str, bytes: u64| {
             let (go, end) = (until(&format!("{name}-go")), until(&format!("{name}-end")));
@@ -152,10 +152,9 @@ pub(crate) async fn not_while_it_is_needed_again(ctx: &TestContext, combination:
 
 /// Another process sets another limit: it stays.
 pub(crate) async fn not_what_another_process_has_set(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
 ) -> Result<()> {
-    with_guard(ctx, combination, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
+    with_guard(ctx, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
         let mut watcher = agent.watch(from_now()).await?;
         let hog = Keeping::start(node, pod, "changed", guard).await?;
         hog.take().await?;
@@ -178,12 +177,12 @@ pub(crate) async fn not_what_another_process_has_set(
 
 /// No daemon runs while a process is held: it continues in time, once the guard has seen the raise itself, and the next daemon's
 /// stream has the events.
-pub(crate) async fn events_wait_for_the_daemon(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn events_wait_for_the_daemon(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         let mut agent = Agent::start(&ctx.environment, &[]).await?;
         let runtime = Path::new(CONTAINERD_SOCKET);
         let guard = Guard::start(&ctx.environment, &agent, POLICY, runtime).await?;
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let hog = Keeping::start(node, &pod, "waiting", &guard).await?;
         agent.kill()?;
         hog.take().await.with_context(|| guard.log_tail())?;

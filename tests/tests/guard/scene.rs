@@ -15,14 +15,13 @@ pub(crate) struct Scene<'a> {
 
 /// Runs `body` with all of it; a failure shows the end of the guard's log. The guard must end well after it.
 pub(crate) async fn with_guard(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     policy: &str,
     body: impl AsyncFnOnce(&Scene<'_>) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+    ctx.with_both(&[], async |node, agent| {
         let guard = Guard::start(&ctx.environment, agent, policy, Path::new(CONTAINERD_SOCKET)).await?;
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let scene = Scene { node, agent, guard: &guard, pod: &pod };
         body(&scene).await.with_context(|| guard.log_tail())?;
         guard.stop()?;

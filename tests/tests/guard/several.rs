@@ -85,53 +85,48 @@ fn fill_huge_pages() -> Option<u64> {
 }
 
 /// Two children that together need more than the limit.
-pub(crate) async fn processes(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn processes(ctx: &Testbed<'_>) -> Result<()> {
     let half = SIZE / 2;
     let one = format!("head -c {half} /dev/zero | tail >/dev/null");
     let line = format!("({one}) & first=$!; ({one}) & wait $! && wait $first");
-    finishes(ctx, combination, &line, Vec::new()).await
+    finishes(ctx, &line, Vec::new()).await
 }
 
 /// One process with four threads.
-pub(crate) async fn threads(ctx: &TestContext, combination: Combination) -> Result<()> {
-    program_finishes(ctx, combination, &format!("{THREADS}=4")).await
+pub(crate) async fn threads(ctx: &Testbed<'_>) -> Result<()> {
+    program_finishes(ctx, &format!("{THREADS}=4")).await
 }
 
 /// One process with hundreds.
-pub(crate) async fn many_threads(ctx: &TestContext, combination: Combination) -> Result<()> {
-    program_finishes(ctx, combination, &format!("{THREADS}={MANY}")).await
+pub(crate) async fn many_threads(ctx: &Testbed<'_>) -> Result<()> {
+    program_finishes(ctx, &format!("{THREADS}={MANY}")).await
 }
 
 /// One charge is of two megabytes, not of a quarter.
-pub(crate) async fn huge_pages(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn huge_pages(ctx: &Testbed<'_>) -> Result<()> {
     let setting = fs::read_to_string(HUGE_PAGES_SETTING).context("this kernel has no huge pages")?;
     let chosen = setting.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));
     let chosen = chosen.with_context(|| format!("{HUGE_PAGES_SETTING} says {setting}"))?;
     fs::write(HUGE_PAGES_SETTING, "madvise").context("have the kernel make huge pages")?;
-    let done = program_finishes(ctx, combination, &format!("{HUGE_PAGES}=1")).await;
+    let done = program_finishes(ctx, &format!("{HUGE_PAGES}=1")).await;
     fs::write(HUGE_PAGES_SETTING, chosen).context("restore the setting of huge pages")?;
     done
 }
 
 /// A child that is held while its parent cannot run.
-pub(crate) async fn vfork(ctx: &TestContext, combination: Combination) -> Result<()> {
-    program_finishes(ctx, combination, &format!("{VFORK}=1")).await
+pub(crate) async fn vfork(ctx: &Testbed<'_>) -> Result<()> {
+    program_finishes(ctx, &format!("{VFORK}=1")).await
 }
 
 /// The first process of the container is this program, with that variable.
-async fn program_finishes(ctx: &TestContext, combination: Combination, variable: &str) -> Result<()> {
+async fn program_finishes(ctx: &Testbed<'_>, variable: &str) -> Result<()> {
     let (mount, program) = this_program()?;
-    finishes(ctx, combination, &format!("{variable} exec {program}"), vec![mount]).await
+    finishes(ctx, &format!("{variable} exec {program}"), vec![mount]).await
 }
 
 /// A container whose work needs more than the limit ends well, and something of it was held.
-async fn finishes(
-    ctx: &TestContext,
-    combination: Combination,
-    line: &str,
-    mounts: Vec<(String, String)>,
-) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+async fn finishes(ctx: &Testbed<'_>, line: &str, mounts: Vec<(String, String)>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
         let out = Out::make()?;
         let line = format!("{}; {line}", until("go"));
         let mut spec = hog::limited("several", &line, &out);
@@ -149,8 +144,8 @@ async fn finishes(
 }
 
 /// A debugger must see the process as it left it: this test traces the hog, which therefore is OOM-killed.
-pub(crate) async fn traced(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+pub(crate) async fn traced(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
         let piped = Piped::start(node, pod, "traced", guard).await?;
         let pid = Pid::from_raw(node.pid(&piped.id).await?.cast_signed());
         ptrace::seize(pid, ptrace::Options::empty()).context("trace the hog")?;

@@ -19,8 +19,8 @@ fn sleeper(name: &str) -> ContainerSpec {
 }
 
 /// A shell with job control would see its jobs stop: what has a controlling terminal is OOM-killed.
-pub(crate) async fn terminal(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+pub(crate) async fn terminal(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
         let out = Out::make()?;
         let mut spec = hog::limited("terminal", &taker(), &out);
         spec.tty = true;
@@ -39,19 +39,19 @@ pub(crate) async fn terminal(ctx: &TestContext, combination: Combination) -> Res
 
 /// The containers of a pod share a pid namespace. Its first process is another container's, and is no more held than those of the
 /// container whose memory is used up.
-pub(crate) async fn shared_pids(ctx: &TestContext, combination: Combination) -> Result<()> {
-    let spec = PodSpec { share_pids: true, ..PodSpec::new(POD, combination.handler)? };
-    not_held_in(ctx, combination, spec, "entered").await
+pub(crate) async fn shared_pids(ctx: &Testbed<'_>) -> Result<()> {
+    let spec = PodSpec { share_pids: true, ..PodSpec::new(POD, ctx.combination.handler)? };
+    not_held_in(ctx, spec, "entered").await
 }
 
 /// A pod in the node's pid namespace.
-pub(crate) async fn host_pids(ctx: &TestContext, combination: Combination) -> Result<()> {
-    let spec = PodSpec { host_pid: true, ..PodSpec::new(POD, combination.handler)? };
-    not_held_in(ctx, combination, spec, "shared_pids").await
+pub(crate) async fn host_pids(ctx: &Testbed<'_>) -> Result<()> {
+    let spec = PodSpec { host_pid: true, ..PodSpec::new(POD, ctx.combination.handler)? };
+    not_held_in(ctx, spec, "shared_pids").await
 }
 
-async fn not_held_in(ctx: &TestContext, combination: Combination, spec: PodSpec, reason: &str) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+async fn not_held_in(ctx: &Testbed<'_>, spec: PodSpec, reason: &str) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
         let pod = node.run_pod(&spec).await?;
         let out = Out::make()?;
@@ -72,9 +72,9 @@ async fn not_held_in(ctx: &TestContext, combination: Combination, spec: PodSpec,
 }
 
 /// Beside one that is armed, in the same pod.
-pub(crate) async fn not_selected(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn not_selected(ctx: &Testbed<'_>) -> Result<()> {
     let policy = POLICY.replace("threshold", "container = \"armed\"\nthreshold");
-    with_guard(ctx, combination, &policy, async |&Scene { node, guard, pod, .. }| {
+    with_guard(ctx, &policy, async |&Scene { node, guard, pod, .. }| {
         node.run(pod, &sleeper("armed")).await?;
         guard.wait_armed(1).await?;
         let other = hog::work(node, pod, "other", None).await?;

@@ -23,8 +23,8 @@ const SHORT: &str = "1s";
 const LINE: &str = "sleep 1000 & until [ -e /out/go ]; do sleep 0.1; done; tail </dev/zero; exec sleep 1000";
 
 /// The hold ends by its own deadline.
-pub(crate) async fn overdue(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, SHORT, async |guard, _| {
+pub(crate) async fn overdue(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, SHORT, async |guard, _| {
         let ended = guard.wait("the end of the hold", |status| status.history.last().cloned()).await?;
         ensure!(ended.refused.as_deref() == Some("tooLate"), "{ended:?}");
         ensure!(ended.decided_ms >= 1000, "{ended:?}");
@@ -37,8 +37,8 @@ pub(crate) async fn overdue(ctx: &TestContext, combination: Combination) -> Resu
 }
 
 /// The watchdog ends it, and continues nothing that another process stopped.
-pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
+pub(crate) async fn killed(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
         guard.kill()?;
         held.wait_continued().await?;
@@ -51,8 +51,8 @@ pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// The lease ends.
-pub(crate) async fn paused(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |guard, Processes { bystander, agent, id, .. }| {
+pub(crate) async fn paused(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |guard, Processes { bystander, agent, id, .. }| {
         let held = held(&guard).await?;
         let paused = guard.pause()?;
         held.wait_continued().await?;
@@ -66,17 +66,17 @@ pub(crate) async fn paused(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// Without a watchdog nothing may be held: the guard ends everything, and starts another one.
-pub(crate) async fn alone(ctx: &TestContext, combination: Combination) -> Result<()> {
-    without_watchdog(ctx, combination, Signal::SIGKILL).await
+pub(crate) async fn alone(ctx: &Testbed<'_>) -> Result<()> {
+    without_watchdog(ctx, Signal::SIGKILL).await
 }
 
 /// Nor with one that hangs.
-pub(crate) async fn unwatched(ctx: &TestContext, combination: Combination) -> Result<()> {
-    without_watchdog(ctx, combination, Signal::SIGSTOP).await
+pub(crate) async fn unwatched(ctx: &Testbed<'_>) -> Result<()> {
+    without_watchdog(ctx, Signal::SIGSTOP).await
 }
 
-async fn without_watchdog(ctx: &TestContext, combination: Combination, how: Signal) -> Result<()> {
-    scene(ctx, combination, LONG, async |guard, Processes { bystander, watchdog, .. }| {
+async fn without_watchdog(ctx: &Testbed<'_>, how: Signal) -> Result<()> {
+    scene(ctx, LONG, async |guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
         signal(watchdog, how)?;
         held.wait_continued().await?;
@@ -93,8 +93,8 @@ async fn without_watchdog(ctx: &TestContext, combination: Combination, how: Sign
 
 /// The kernel kills the guard for its own memory. Its watchdog, in another cgroup, continues what is held, and the next guard
 /// reports it.
-pub(crate) async fn oom_killed(ctx: &TestContext, combination: Combination) -> Result<()> {
-    hold(ctx, combination, LONG, LINE, async |mut guard, Processes { watchdog, agent, id, .. }| {
+pub(crate) async fn oom_killed(ctx: &Testbed<'_>) -> Result<()> {
+    hold(ctx, LONG, LINE, async |mut guard, Processes { watchdog, agent, id, .. }| {
         let root = Path::new("/sys/fs/cgroup");
         cgroup::write(root, "cgroup.subtree_control", "+memory")?;
         let own = TestCgroup::make(root, &format!("kwitness-test-guard-{}", std::process::id()))?;
@@ -127,10 +127,10 @@ async fn reported(agent: &Agent, id: &str, reason: &str) -> Result<()> {
 
 /// While one process is held, another one of its container reaches the threshold: it is held, too, and both are continued at the end
 /// of the hold of the first.
-pub(crate) async fn joined(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn joined(ctx: &Testbed<'_>) -> Result<()> {
     let line = "sleep 1000 & mkfifo /out/more; exec 3<>/out/more; until [ -e /out/go ]; do sleep 0.1; done; \
                 tail </dev/zero & read line <&3; tail </dev/zero & exec sleep 1000";
-    hold(ctx, combination, LONG, line, async |guard, Processes { out, .. }| {
+    hold(ctx, LONG, line, async |guard, Processes { out, .. }| {
         let first = held(&guard).await?;
         // The shell has waited for that; it makes another process, or is held itself as it does.
         out.place("more", "\n")?;
@@ -149,8 +149,8 @@ pub(crate) async fn joined(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// A held process that another one kills ends at once, and its hold when it is time.
-pub(crate) async fn killed_meanwhile(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |guard, _| {
+pub(crate) async fn killed_meanwhile(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |guard, _| {
         let held = held(&guard).await?;
         signal(held.pid, Signal::SIGKILL)?;
         wait_ended("the held process' end", held.pid).await?;
@@ -161,8 +161,8 @@ pub(crate) async fn killed_meanwhile(ctx: &TestContext, combination: Combination
 }
 
 /// The container is frozen meanwhile: what is thawed is not stopped any more.
-pub(crate) async fn frozen(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, SHORT, async |guard, _| {
+pub(crate) async fn frozen(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, SHORT, async |guard, _| {
         let held = held(&guard).await?;
         let directory = PathBuf::from(format!("/sys/fs/cgroup{}", cgroup_path(held.pid)?));
         cgroup::write(&directory, "cgroup.freeze", 1)?;
@@ -180,8 +180,8 @@ pub(crate) async fn frozen(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// The records outlive both, and the next guard ends what it finds in them, also if it cannot guard then.
-pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, agent, id, .. }| {
+pub(crate) async fn both(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |mut guard, Processes { bystander, watchdog, agent, id, .. }| {
         let held = held(&guard).await?;
         // While both are stopped, neither sees the other's end. The watchdog is killed first: the kernel continues a stopped process
         // whose group is orphaned by its parent's end.
@@ -247,24 +247,22 @@ struct Processes<'a> {
 
 /// Brings a hold about whose raise never answers.
 async fn scene(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     longest_hold: &str,
     body: impl AsyncFnOnce(Guard, Processes<'_>) -> Result<()>,
 ) -> Result<()> {
-    hold(ctx, combination, longest_hold, LINE, body).await
+    hold(ctx, longest_hold, LINE, body).await
 }
 
 /// The same with a container that runs a line of shell. It has a child that sleeps for a thousand seconds, and starts its hog when
 /// there is `/out/go`.
 async fn hold(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     longest_hold: &str,
     line: &str,
     body: impl AsyncFnOnce(Guard, Processes<'_>) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+    ctx.with_node(async |node| {
         ctx.with_agent(&[], async |agent: &Agent| {
             let out = Out::make()?;
             let socket = out.at("runtime.sock");
@@ -274,7 +272,7 @@ async fn hold(
                 "[[rule]]\npod = \"{POD}\"\nstep = \"192Mi\"\nceiling = \"512Mi\"\nlongest_hold = \"{longest_hold}\"\n"
             );
             let guard = Guard::start(&ctx.environment, agent, &policy, &socket).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+            let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
             let id = node.run(&pod, &hog::limited("main", line, &out)).await?;
             guard.wait_armed(1).await?;
             let bystander = child_of(node.pid(&id).await?, "sleep").await?;
