@@ -71,6 +71,18 @@ impl Testbed<'_> {
         self.with_node(async |node| self.with_agent(settings, async |agent| body(node, agent).await).await)
             .await
     }
+
+    /// The same, with [`TestContext::with_recorded_agent`].
+    pub async fn with_both_recorded(
+        &self,
+        settings: &[&str],
+        body: impl AsyncFnOnce(&mut Node, &Agent) -> Result<()>,
+    ) -> Result<()> {
+        self.with_node(async |node| {
+            self.with_recorded_agent(settings, async |agent| body(node, agent).await).await
+        })
+        .await
+    }
 }
 
 impl TestContext {

@@ -9,23 +9,20 @@ use crate::scene::{Scene, with_guard};
 
 /// The same work twice.
 pub(crate) async fn finishes(ctx: &Testbed<'_>) -> Result<()> {
-    ctx.with_node(async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
-            let unguarded = hog::work(node, &pod, "unguarded", None).await?;
-            ensure!(unguarded.code == KILLED, "not OOM-killed without a guard: {unguarded:?}");
-            ensure!(unguarded.oom_kills > 0, "{unguarded:?}");
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
+        let unguarded = hog::work(node, &pod, "unguarded", None).await?;
+        ensure!(unguarded.code == KILLED, "not OOM-killed without a guard: {unguarded:?}");
+        ensure!(unguarded.oom_kills > 0, "{unguarded:?}");
 
-            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
-            let guarded = hog::work(node, &pod, "guarded", Some(&guard)).await;
-            let guarded = guarded.with_context(|| guard.log_tail())?;
-            ensure!(guarded.code == 0 && guarded.oom_kills == 0, "{guarded:?}\n{}", guard.log_tail());
-            let status = guard.status().await?;
-            ensure!(!status.history.is_empty(), "nothing was held: {status:?}\n{}", guard.log_tail());
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+        let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
+        let guarded = hog::work(node, &pod, "guarded", Some(&guard)).await;
+        let guarded = guarded.with_context(|| guard.log_tail())?;
+        ensure!(guarded.code == 0 && guarded.oom_kills == 0, "{guarded:?}\n{}", guard.log_tail());
+        let status = guard.status().await?;
+        ensure!(!status.history.is_empty(), "nothing was held: {status:?}\n{}", guard.log_tail());
+        guard.stop()?;
+        node.remove_pod(&pod).await
     })
     .await
 }

@@ -79,23 +79,20 @@ fn check(seen: &Seen, id: &str) -> Result<()> {
 
 /// The guard is killed while a limit is raised. What it has recorded, the next one gives back.
 pub(crate) async fn by_the_next_guard(ctx: &Testbed<'_>) -> Result<()> {
-    ctx.with_node(async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let runtime = Path::new(CONTAINERD_SOCKET);
-            let mut guard = Guard::start(&ctx.environment, agent, &returning_policy(), runtime).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
-            let hog = Keeping::start(node, &pod, "inherited", &guard).await?;
-            hog.take().await.with_context(|| guard.log_tail())?;
-            guard.kill()?;
-            let guard = guard.start_again().await?;
-            guard.wait_armed(1).await?;
-            ensure!(hog.end().await? == 0, "{}", guard.log_tail());
-            hog.wait_limit(LIMIT).await.with_context(|| guard.log_tail())?;
-            guard.wait("the return", |status| (status.returned == 1).then_some(())).await?;
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    ctx.with_both(&[], async |node, agent| {
+        let runtime = Path::new(CONTAINERD_SOCKET);
+        let mut guard = Guard::start(&ctx.environment, agent, &returning_policy(), runtime).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
+        let hog = Keeping::start(node, &pod, "inherited", &guard).await?;
+        hog.take().await.with_context(|| guard.log_tail())?;
+        guard.kill()?;
+        let guard = guard.start_again().await?;
+        guard.wait_armed(1).await?;
+        ensure!(hog.end().await? == 0, "{}", guard.log_tail());
+        hog.wait_limit(LIMIT).await.with_context(|| guard.log_tail())?;
+        guard.wait("the return", |status| (status.returned == 1).then_some(())).await?;
+        guard.stop()?;
+        node.remove_pod(&pod).await
     })
     .await
 }
@@ -151,9 +148,7 @@ pub(crate) async fn not_while_it_is_needed_again(ctx: &Testbed<'_>) -> Result<()
 }
 
 /// Another process sets another limit: it stays.
-pub(crate) async fn not_what_another_process_has_set(
-    ctx: &Testbed<'_>,
-) -> Result<()> {
+pub(crate) async fn not_what_another_process_has_set(ctx: &Testbed<'_>) -> Result<()> {
     with_guard(ctx, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
         let mut watcher = agent.watch(from_now()).await?;
         let hog = Keeping::start(node, pod, "changed", guard).await?;

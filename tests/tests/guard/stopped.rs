@@ -262,27 +262,24 @@ async fn hold(
     line: &str,
     body: impl AsyncFnOnce(Guard, Processes<'_>) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_node(async |node| {
-        ctx.with_agent(&[], async |agent: &Agent| {
-            let out = Out::make()?;
-            let socket = out.at("runtime.sock");
-            // A runtime that accepts connections and never answers.
-            let _listener = UnixListener::bind(&socket).context("listen as a runtime")?;
-            let policy = format!(
-                "[[rule]]\npod = \"{POD}\"\nstep = \"192Mi\"\nceiling = \"512Mi\"\nlongest_hold = \"{longest_hold}\"\n"
-            );
-            let guard = Guard::start(&ctx.environment, agent, &policy, &socket).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
-            let id = node.run(&pod, &hog::limited("main", line, &out)).await?;
-            guard.wait_armed(1).await?;
-            let bystander = child_of(node.pid(&id).await?, "sleep").await?;
-            signal(bystander, Signal::SIGSTOP)?;
-            let watchdog = guard.wait("the watchdog", |status| status.watchdog_pid).await?;
-            out.signal("go")?;
-            body(guard, Processes { bystander, watchdog, out: &out, agent, id }).await?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    ctx.with_both(&[], async |node, agent| {
+        let out = Out::make()?;
+        let socket = out.at("runtime.sock");
+        // A runtime that accepts connections and never answers.
+        let _listener = UnixListener::bind(&socket).context("listen as a runtime")?;
+        let policy = format!(
+            "[[rule]]\npod = \"{POD}\"\nstep = \"192Mi\"\nceiling = \"512Mi\"\nlongest_hold = \"{longest_hold}\"\n"
+        );
+        let guard = Guard::start(&ctx.environment, agent, &policy, &socket).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
+        let id = node.run(&pod, &hog::limited("main", line, &out)).await?;
+        guard.wait_armed(1).await?;
+        let bystander = child_of(node.pid(&id).await?, "sleep").await?;
+        signal(bystander, Signal::SIGSTOP)?;
+        let watchdog = guard.wait("the watchdog", |status| status.watchdog_pid).await?;
+        out.signal("go")?;
+        body(guard, Processes { bystander, watchdog, out: &out, agent, id }).await?;
+        node.remove_pod(&pod).await
     })
     .await
 }

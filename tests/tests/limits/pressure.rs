@@ -51,42 +51,37 @@ const OBEY: &str = "mkfifo /out/gate; while :; do while read line; do eval \"$li
                     </out/gate; done";
 
 pub(crate) async fn each_crossing_is_reported_once(ctx: &Testbed<'_>) -> Result<()> {
-    ctx.with_node(async |node| {
-        ctx.with_recorded_agent(&SETTINGS, async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let is_recorded = records_charges(agent).await?;
-            let out = Out::make()?;
-            let pod = node.run_pod(&PodSpec::new("filled", ctx.combination.handler)?).await?;
-            let fill = format!("/dev/shm/{}", pod.sandbox);
-            let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, &out)).await?;
+    ctx.with_both_recorded(&SETTINGS, async |node, agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let is_recorded = records_charges(agent).await?;
+        let out = Out::make()?;
+        let pod = node.run_pod(&PodSpec::new("filled", ctx.combination.handler)?).await?;
+        let fill = format!("/dev/shm/{}", pod.sandbox);
+        let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, &out)).await?;
 
-            let mut wanted = Vec::new();
-            for (added, removed, crossings) in STEPS {
-                let add = FILES.iter().filter(|(name, _)| added.contains(name)).map(|(name, percent)| {
-                    format!("head -c {} /dev/zero >{fill}.{name};", LIMIT * percent / 100)
-                });
-                let remove = removed.chars().map(|name| format!("rm {fill}.{name};"));
-                execute(&out, &add.chain(remove).collect::<String>()).await?;
-                wanted.extend_from_slice(crossings);
-                let count = wanted.len();
-                let what = format!("{count} crossings, after +{added} -{removed}");
-                let seen = watcher.wait_until(&what, |seen| crossed(seen, &id).len() >= count).await?;
-                let found: Vec<_> = crossed(&seen, &id)
-                    .iter()
-                    .map(|(_, of)| (of.direction(), of.threshold_percent))
-                    .collect();
-                ensure!(found == wanted, "{what}: {found:?}, not {wanted:?}");
-                wait_sampled(agent).await?;
-            }
-            let seen = watcher.seen();
-            ensure!(crossed(&seen, &id).len() == wanted.len(), "more crossings followed:\n{seen}");
-            for (event, pressure) in crossed(&seen, &id) {
-                check(&event, &pressure, is_recorded)?;
-            }
-            ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
-            node.remove_pod(&pod).await
-        })
-        .await
+        let mut wanted = Vec::new();
+        for (added, removed, crossings) in STEPS {
+            let add = FILES.iter().filter(|(name, _)| added.contains(name)).map(|(name, percent)| {
+                format!("head -c {} /dev/zero >{fill}.{name};", LIMIT * percent / 100)
+            });
+            let remove = removed.chars().map(|name| format!("rm {fill}.{name};"));
+            execute(&out, &add.chain(remove).collect::<String>()).await?;
+            wanted.extend_from_slice(crossings);
+            let count = wanted.len();
+            let what = format!("{count} crossings, after +{added} -{removed}");
+            let seen = watcher.wait_until(&what, |seen| crossed(seen, &id).len() >= count).await?;
+            let found: Vec<_> =
+                crossed(&seen, &id).iter().map(|(_, of)| (of.direction(), of.threshold_percent)).collect();
+            ensure!(found == wanted, "{what}: {found:?}, not {wanted:?}");
+            wait_sampled(agent).await?;
+        }
+        let seen = watcher.seen();
+        ensure!(crossed(&seen, &id).len() == wanted.len(), "more crossings followed:\n{seen}");
+        for (event, pressure) in crossed(&seen, &id) {
+            check(&event, &pressure, is_recorded)?;
+        }
+        ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
+        node.remove_pod(&pod).await
     })
     .await
 }
