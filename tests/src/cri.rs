@@ -10,7 +10,6 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::process;
@@ -77,12 +76,6 @@ impl Cri {
         container_status(ContainerStatusRequest) -> ContainerStatusResponse;
         update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         exec_sync(ExecSyncRequest) -> ExecSyncResponse;
-    }
-
-    /// The runtime's own events from now on. containerd answers with the first one, and not before.
-    pub async fn get_container_events(&self) -> Result<Streaming<v1::ContainerEventResponse>> {
-        let answer = self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await;
-        Ok(answer.map_err(words).context("CRI call get_container_events")?.into_inner())
     }
 
     pub async fn has_image(&self, name: &str) -> Result<bool> {
