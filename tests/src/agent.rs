@@ -165,8 +165,7 @@ impl Agent {
     }
 
     pub async fn client(&self) -> Result<KwitnessClient<Channel>> {
-        let client = KwitnessClient::new(connect(&self.socket).await?);
-        Ok(client.max_decoding_message_size(MESSAGE_MAX))
+        client(&self.socket).await
     }
 
     pub async fn status(&self) -> Result<proto::StatusResponse> {
@@ -194,14 +193,7 @@ impl Agent {
 
     /// Everything that the replay window holds, up to now.
     pub async fn replay(&self) -> Result<Seen> {
-        let request = proto::WatchRequest {
-            since: Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 }),
-            no_follow: true,
-            ..proto::WatchRequest::default()
-        };
-        let mut watcher = self.watch(request).await?;
-        watcher.wait_end().await?.context("the replay ended with an error")?;
-        Ok(watcher.seen())
+        replay(&self.socket).await
     }
 
     pub fn stop(mut self) -> Result<()> {
@@ -268,6 +260,22 @@ fn spawn(program: &Path, arguments: &[String], socket: &Path, directory: &Path) 
     command.arg("daemon").arg("--socket").arg(socket);
     command.args(arguments);
     Managed::spawn("kwitness daemon", command, &directory.join("daemon.log"))
+}
+
+async fn client(socket: &Path) -> Result<KwitnessClient<Channel>> {
+    Ok(KwitnessClient::new(connect(socket).await?).max_decoding_message_size(MESSAGE_MAX))
+}
+
+/// Everything that the replay window of the daemon at that socket holds, up to now.
+pub async fn replay(socket: &Path) -> Result<Seen> {
+    let request = proto::WatchRequest {
+        since: Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 }),
+        no_follow: true,
+        ..proto::WatchRequest::default()
+    };
+    let mut watcher = Watcher::open(client(socket).await?, request).await?;
+    watcher.wait_end().await?.context("the replay ended with an error")?;
+    Ok(watcher.seen())
 }
 
 pub fn from_now() -> proto::WatchRequest {

@@ -1,7 +1,8 @@
 //! Cgroup trees: made, entered and removed, in every mounted hierarchy that a runtime puts containers into.
 
+use std::fmt::Display;
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::process::{kill_pid, mounts, wait_for};
 
 /// How long a cgroup may take to become empty once its processes are killed.
 const EMPTY_LIMIT: Duration = Duration::from_secs(10);
@@ -101,29 +104,59 @@ pub fn id(directory: &Path) -> Result<u64> {
     Ok(fs::metadata(directory).with_context(|| format!("stat {}", directory.display()))?.ino())
 }
 
-/// The number that one of a cgroup's files holds, such as `memory.current`.
-pub fn number(directory: &Path, file: &str) -> Result<u64> {
+/// What one of a cgroup's files holds, without the end of its last line.
+pub fn text(directory: &Path, file: &str) -> Result<String> {
     let path = directory.join(file);
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    text.trim().parse().with_context(|| format!("{} holds `{}`", path.display(), text.trim()))
+    Ok(text.trim_end().to_owned())
+}
+
+/// The number that one of a cgroup's files holds, such as `memory.current`.
+pub fn number(directory: &Path, file: &str) -> Result<u64> {
+    let text = text(directory, file)?;
+    text.parse().with_context(|| format!("{} holds `{text}`", directory.join(file).display()))
+}
+
+/// Waits until one of a cgroup's files holds a number that passes.
+pub async fn wait_number(
+    directory: &Path,
+    file: &str,
+    within: Duration,
+    accept: impl Fn(u64) -> bool,
+) -> Result<u64> {
+    let what = directory.join(file).display().to_string();
+    wait_for(&what, within, async || Ok(Some(number(directory, file)?).filter(|now| accept(*now)))).await
+}
+
+/// Writes to one of a cgroup's files, and does not truncate before: of a limit, that would be a notice of its own.
+pub fn write(directory: &Path, file: &str, text: impl Display) -> Result<()> {
+    let path = directory.join(file);
+    let opened = File::options().write(true).open(&path);
+    let written = opened.and_then(|mut opened| opened.write_all(text.to_string().as_bytes()));
+    written.with_context(|| format!("write {text} to {}", path.display()))
+}
+
+/// The processes that are in a cgroup itself.
+pub fn pids(directory: &Path) -> Result<Vec<u32>> {
+    let text = text(directory, "cgroup.procs")?;
+    text.lines().map(|line| line.parse().with_context(|| format!("the pid `{line}`"))).collect()
 }
 
 /// A number in one of a cgroup's files of lines `NAME NUMBER`, such as `memory.events`.
 pub fn entry(directory: &Path, file: &str, name: &str) -> Result<u64> {
+    let text = text(directory, file)?;
     let path = directory.join(file);
-    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let value = value.with_context(|| format!("{} has no {name}", path.display()))?;
     value.parse().with_context(|| format!("{name} in {}", path.display()))
 }
 
 pub fn enter(directory: &Path, pid: u32) -> Result<()> {
-    let procs = directory.join("cgroup.procs");
-    fs::write(&procs, pid.to_string()).with_context(|| format!("write {pid} to {}", procs.display()))
+    write(directory, "cgroup.procs", pid)
 }
 
 pub fn hierarchies() -> Result<Vec<PathBuf>> {
-    let mounts = crate::process::mounts()?.into_iter();
+    let mounts = mounts()?.into_iter();
     Ok(mounts.filter(|(_, kind)| kind == "cgroup" || kind == "cgroup2").map(|(target, _)| target).collect())
 }
 
@@ -171,9 +204,6 @@ pub fn remove_tree(directory: &Path) -> Result<()> {
 
 fn kill_members(directory: &Path) -> Result<()> {
     // Gone meanwhile: nothing to kill.
-    let Ok(members) = fs::read_to_string(directory.join("cgroup.procs")) else { return Ok(()) };
-    for pid in members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != std::process::id()) {
-        crate::process::kill_pid(pid)?;
-    }
-    Ok(())
+    let Ok(members) = pids(directory) else { return Ok(()) };
+    members.into_iter().filter(|pid| *pid != std::process::id()).try_for_each(kill_pid)
 }

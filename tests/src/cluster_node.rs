@@ -11,9 +11,8 @@ use serde_json::{Map, Value, json};
 use crate::agent::Agent;
 use crate::control_plane::{ControlPlane, PAUSE};
 use crate::environment::{Environment, Handler};
-use crate::kubelet::{Kubelet, NODE, Pleg, Setup};
+use crate::kubelet::{Kubelet, NODE, Pleg, Setup, container, pod};
 use crate::node::{CONTAINERD_SOCKET, Extras, Node};
-use crate::pod::APP_IMAGE;
 use crate::process::wait_for;
 
 const SOON: Duration = Duration::from_secs(300);
@@ -57,11 +56,7 @@ impl ClusterNode {
         let api = ControlPlane::start(environment).await?;
         let setup = Setup { driver, settings, ..Pleg::Generic.into() };
         let kubelet = Kubelet::start_as(environment, Path::new(CONTAINERD_SOCKET), setup, Some(&api)).await?;
-        let registered = wait_for("the node to be registered", SOON, async || {
-            tokio::time::sleep(PAUSE).await;
-            Ok(api.get("node", NODE).ok())
-        });
-        registered.await.with_context(|| kubelet.log_tail())?;
+        registered(&api).await.with_context(|| kubelet.log_tail())?;
         Ok(Self { api, kubelet, agent, node })
     }
 
@@ -91,15 +86,7 @@ impl ClusterNode {
 
     async fn run_object(&self, name: &str, object: &Value) -> Result<String> {
         self.api.create(object)?;
-        wait_for(&format!("pod {name} to run"), SOON, async || {
-            let Some(id) = self.node.running(name, "").await? else { return Ok(None) };
-            tokio::time::sleep(PAUSE).await;
-            let status = self.status(name)?;
-            let reported = status["containerStatuses"][0]["containerID"].as_str();
-            let runs = status["phase"] == "Running" && reported == Some(&format!("containerd://{id}"));
-            Ok(runs.then_some(id))
-        })
-        .await
+        running(&self.api, &self.node, name).await
     }
 
     pub fn status(&self, name: &str) -> Result<Value> {
@@ -146,28 +133,35 @@ impl PodRequest<'_> {
             volumes.push(json!({ "name": name, "hostPath": { "path": there } }));
             mounts.push(json!({ "name": name, "mountPath": inside, "readOnly": true }));
         }
-        json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "name": self.name, "namespace": "default" },
-            "spec": {
-                "nodeName": NODE,
-                "hostNetwork": true,
-                "automountServiceAccountToken": false,
-                "enableServiceLinks": false,
-                "restartPolicy": "Never",
-                "terminationGracePeriodSeconds": 1,
-                "tolerations": [{ "operator": "Exists" }],
-                "containers": [{
-                    "name": "main",
-                    "image": APP_IMAGE,
-                    "imagePullPolicy": "Never",
-                    "command": ["/bin/sh", "-c", self.line],
-                    "resources": self.resources,
-                    "volumeMounts": mounts,
-                }],
-                "volumes": volumes,
-            },
-        })
+        let mut main = container("main", &["/bin/sh", "-c", self.line]);
+        main["resources"] = self.resources.clone();
+        main["volumeMounts"] = mounts.into();
+        let mut object = pod(self.name, &[main]);
+        object["spec"]["restartPolicy"] = "Never".into();
+        object["spec"]["volumes"] = volumes.into();
+        object
     }
+}
+
+/// Waits until the API knows the node.
+pub async fn registered(api: &ControlPlane) -> Result<()> {
+    wait_for("the node to be registered", SOON, async || {
+        tokio::time::sleep(PAUSE).await;
+        Ok(api.get("node", NODE).is_ok().then_some(()))
+    })
+    .await
+}
+
+/// Waits until a pod's container runs and the API says so; its id. On a slow machine containerd may take so long to start it that the
+/// kubelet does it again: the one that is left counts.
+pub async fn running(api: &ControlPlane, node: &Node, name: &str) -> Result<String> {
+    wait_for(&format!("pod {name} to run"), SOON, async || {
+        let Some(id) = node.running(name, "").await? else { return Ok(None) };
+        tokio::time::sleep(PAUSE).await;
+        let status = api.get("pod", name)?["status"].take();
+        let main = &status["containerStatuses"][0];
+        let runs = status["phase"] == "Running" && !main["state"]["running"].is_null();
+        Ok((runs && main["containerID"] == format!("containerd://{id}")).then_some(id))
+    })
+    .await
 }

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::agent::Agent;
 use crate::control_plane::{ControlPlane, Extent};
-use crate::environment::{CgroupDriver, Combination, Environment};
+use crate::environment::{Combination, Environment};
 use crate::node::Node;
 use crate::process::{self, wait_for};
 use crate::recording::Recording;
@@ -47,7 +47,19 @@ impl Deref for Testbed<'_> {
 impl Testbed<'_> {
     /// Runs `body` with a node that has no pods, of its cgroup driver.
     pub async fn with_node(&self, body: impl AsyncFnOnce(&mut Node) -> Result<()>) -> Result<()> {
-        self.context.with_node(self.combination.driver, body).await
+        let driver = self.combination.driver;
+        let mut slot = self.node.lock().await;
+        match &mut *slot {
+            Some(node) if node.driver() == driver => node.remove_all_pods().await?,
+            _ => {
+                if let Some(other) = slot.take() {
+                    other.shutdown().await?;
+                }
+                *slot = Some(Node::start(&self.environment, driver).await?);
+            }
+        }
+        let node = slot.as_mut().context("no node")?;
+        body(node).await.with_context(|| node.log_tail())
     }
 
     /// Runs `body` with such a node and a daemon.
@@ -56,7 +68,20 @@ impl Testbed<'_> {
         settings: &[&str],
         body: impl AsyncFnOnce(&mut Node, &Agent) -> Result<()>,
     ) -> Result<()> {
-        self.context.with_both(self.combination.driver, settings, body).await
+        self.with_node(async |node| self.with_agent(settings, async |agent| body(node, agent).await).await)
+            .await
+    }
+
+    /// The same, with [`TestContext::with_recorded_agent`].
+    pub async fn with_both_recorded(
+        &self,
+        settings: &[&str],
+        body: impl AsyncFnOnce(&mut Node, &Agent) -> Result<()>,
+    ) -> Result<()> {
+        self.with_node(async |node| {
+            self.with_recorded_agent(settings, async |agent| body(node, agent).await).await
+        })
+        .await
     }
 }
 
@@ -73,26 +98,6 @@ impl TestContext {
 
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
-    }
-
-    /// Runs `body` with a node that has no pods, of that cgroup driver.
-    pub async fn with_node(
-        &self,
-        driver: CgroupDriver,
-        body: impl AsyncFnOnce(&mut Node) -> Result<()>,
-    ) -> Result<()> {
-        let mut slot = self.node.lock().await;
-        match &mut *slot {
-            Some(node) if node.driver() == driver => node.remove_all_pods().await?,
-            _ => {
-                if let Some(other) = slot.take() {
-                    other.shutdown().await?;
-                }
-                *slot = Some(Node::start(&self.environment, driver).await?);
-            }
-        }
-        let node = slot.as_mut().context("no node")?;
-        body(node).await.with_context(|| node.log_tail())
     }
 
     /// Runs `body` with a control plane where roles decide, and which has no pods and no nodes.
@@ -131,19 +136,6 @@ impl TestContext {
             Ok(()) => agent.stop(),
             Err(error) => Err(error.context(agent.log_tail())),
         }
-    }
-
-    /// Runs `body` with such a node and such a daemon.
-    pub async fn with_both(
-        &self,
-        driver: CgroupDriver,
-        settings: &[&str],
-        body: impl AsyncFnOnce(&mut Node, &Agent) -> Result<()>,
-    ) -> Result<()> {
-        self.with_node(driver, async |node| {
-            self.with_agent(settings, async |agent| body(node, agent).await).await
-        })
-        .await
     }
 
     /// The same as [`Self::with_agent`], and what the daemon recorded must replay to the events that it served. `body` leaves

@@ -212,8 +212,13 @@ impl ControlPlane {
     }
 
     pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
-        let text = self.run(&["get", kind, name, "--output=json"])?;
-        serde_json::from_str(&text).with_context(|| format!("parse {kind} {name}"))
+        self.json(&["get", kind, name])
+    }
+
+    /// What kubectl says, in JSON.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.run(&[arguments, &["--output=json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("parse what kubectl says to {arguments:?}"))
     }
 
     pub fn create(&self, object: &Value) -> Result<()> {

@@ -2,12 +2,17 @@
 //!
 //! Each method is one call; what a failed one says names the call and the runtime's own words.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::process;
 
 /// The generated messages, clients and servers of `proto/cri.proto`.
 #[expect(
@@ -22,6 +27,7 @@ pub mod v1 {
 
 use v1::image_service_client::ImageServiceClient;
 use v1::runtime_service_client::RuntimeServiceClient;
+use v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 
 /// The kubelet's own limit for a message.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -72,16 +78,38 @@ impl Cri {
         exec_sync(ExecSyncRequest) -> ExecSyncResponse;
     }
 
-    /// The runtime's own events from now on. containerd answers with the first one, and not before.
-    pub async fn get_container_events(&self) -> Result<Streaming<v1::ContainerEventResponse>> {
-        let answer = self.runtime.clone().get_container_events(v1::GetEventsRequest {}).await;
-        Ok(answer.map_err(words).context("CRI call get_container_events")?.into_inner())
-    }
-
     pub async fn has_image(&self, name: &str) -> Result<bool> {
         let image = Some(v1::ImageSpec { image: name.to_owned() });
         let answer = self.images.clone().image_status(v1::ImageStatusRequest { image }).await;
         Ok(answer.map_err(words).context("CRI call image_status")?.into_inner().image.is_some())
+    }
+}
+
+/// A stand-in for a runtime, at a socket of its own until it is dropped.
+#[derive(Debug)]
+pub struct StandIn {
+    directory: TempDir,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl StandIn {
+    pub fn serve(service: impl RuntimeService) -> Result<Self> {
+        let directory = process::directory("runtime")?;
+        let listener =
+            UnixListener::bind(directory.path().join("cri.sock")).context("listen as a runtime")?;
+        let server = Server::builder().add_service(RuntimeServiceServer::new(service));
+        let server = tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
+        Ok(Self { directory, server })
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("cri.sock")
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        self.server.abort();
     }
 }
 

@@ -79,8 +79,7 @@ impl Kubepods {
     pub fn limited_container(&self) -> Result<HandMade> {
         let container = self.container()?;
         let pod = container.cgroup.directory().parent().context("a container's cgroup without a parent")?;
-        let file = pod.join("cgroup.subtree_control");
-        std::fs::write(&file, "+memory").with_context(|| format!("write +memory to {}", file.display()))?;
+        cgroup::write(pod, "cgroup.subtree_control", "+memory")?;
         Ok(container)
     }
 
@@ -98,12 +97,8 @@ impl Kubepods {
     /// Gives its pods' cgroups these controllers ("+memory"), and so limits.
     pub fn enable(&self, controllers: &str) -> Result<()> {
         let root = self.root.directory();
-        for directory in [root.to_owned(), root.join("kubepods"), root.join(PODS)] {
-            let file = directory.join("cgroup.subtree_control");
-            std::fs::write(&file, controllers)
-                .with_context(|| format!("write {controllers} to {}", file.display()))?;
-        }
-        Ok(())
+        let mut directories = [root.to_owned(), root.join("kubepods"), root.join(PODS)].into_iter();
+        directories.try_for_each(|directory| cgroup::write(&directory, "cgroup.subtree_control", controllers))
     }
 
     /// The directory that paths of [`Kubepods::container_at`] are in.

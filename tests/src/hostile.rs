@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process::raise_descriptors;
+use crate::process::{raise_descriptors, status};
 use connection::{
     CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, FRAME, HEADERS, LULL, PATIENCE, PING,
     RST_STREAM, SETTINGS, frame,
@@ -116,10 +116,7 @@ fn greets(socket: &Path) -> Result<()> {
 
 /// The largest resident size of a process since [`forget_peak`], bytes.
 fn peak(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the server has ended")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| line.to_owned())?;
-    Ok(kilobytes << 10)
+    Ok(status(pid).context("the server has ended")?.vmhwm.context("no VmHWM")? << 10)
 }
 
 /// proc_pid_clear_refs(5).

@@ -171,21 +171,14 @@ impl Kubelet {
 
     /// Has it run a pod with one container, `main`.
     pub fn add_pod(&self, name: &str, command: &[&str]) -> Result<()> {
-        let command = serde_json::to_string(command).context("write the command")?;
-        let text = format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  hostNetwork: true\n  \
-             terminationGracePeriodSeconds: 1\n  containers:\n  - name: main\n    image: {APP_IMAGE}\n    imagePullPolicy: \
-             Never\n    command: {command}\n"
-        );
-        self.place(name, &text)
+        self.place(name, &pod(name, &[container("main", command)]))
     }
 
-    /// Has it run the pod of a manifest, in YAML or JSON.
-    pub fn place(&self, name: &str, text: &str) -> Result<()> {
+    pub fn place(&self, name: &str, manifest: &Value) -> Result<()> {
         // Under its name only when it is whole: the kubelet reads what it sees.
         let path = self.manifest(name);
         let draft = self.directory.path().join("draft.yaml");
-        fs::write(&draft, text).with_context(|| format!("write {}", draft.display()))?;
+        fs::write(&draft, manifest.to_string()).with_context(|| format!("write {}", draft.display()))?;
         fs::rename(&draft, &path).with_context(|| format!("place {}", path.display()))
     }
 
@@ -349,6 +342,38 @@ fn shield_sysctls(directory: &Path, mounted: &mut Vec<PathBuf>) -> Result<()> {
         mounted.push(path);
     }
     Ok(())
+}
+
+/// A container of a manifest, of the image that every node has.
+pub fn container(name: &str, command: &[&str]) -> Value {
+    json!({ "name": name, "image": APP_IMAGE, "imagePullPolicy": "Never", "command": command })
+}
+
+/// The spec of a pod on the network of its node, which a scheduler may choose.
+pub fn pod_spec(containers: &[Value]) -> Value {
+    json!({
+        "hostNetwork": true,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": 1,
+        "tolerations": [{ "operator": "Exists" }],
+        "containers": containers,
+    })
+}
+
+/// The manifest of a pod on this node.
+pub fn pod(name: &str, containers: &[Value]) -> Value {
+    let mut spec = pod_spec(containers);
+    spec["nodeName"] = NODE.into();
+    let metadata = json!({ "name": name, "namespace": "default" });
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
+}
+
+/// A checkpoint as the kubelet writes it since Kubernetes 1.33, of a pod's container `main`.
+pub fn checkpoint(uid: &str, limits: &Value) -> String {
+    let entry = json!({ "ContainerResources": { "main": { "limits": limits } } });
+    let data = json!({ "entries": { (uid): entry } });
+    json!({ "data": data.to_string(), "checksum": 0 }).to_string()
 }
 
 fn configuration(manifests: &Path, runtime: &Path, cgroup: &str, setup: Setup) -> Value {

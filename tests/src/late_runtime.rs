@@ -1,25 +1,22 @@
 //! A container runtime that sets a limit when a test lets it, and not before: by a write to `memory.max` of one container. Or accepts
 //! it and sets nothing, as a kubelet does at first.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use crate::cgroup;
+use crate::cri::StandIn;
+use crate::cri::v1::runtime_service_server::RuntimeService;
 use crate::cri::v1::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
 
 #[derive(Debug)]
 pub struct LateRuntime {
     conduct: watch::Sender<Conduct>,
     accepted: watch::Receiver<u64>,
-    directory: tempfile::TempDir,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    server: StandIn,
 }
 
 /// What it does with a request.
@@ -50,27 +47,22 @@ impl RuntimeService for Service {
             self.accepted.send_modify(|accepted| *accepted += 1);
             return Ok(Response::new(UpdateContainerResourcesResponse {}));
         }
-        let written = fs::write(self.cgroup.join("memory.max"), limit.to_string());
-        written.map_err(|error| Status::unknown(error.to_string()))?;
+        let written = cgroup::write(&self.cgroup, "memory.max", limit);
+        written.map_err(|error| Status::unknown(format!("{error:#}")))?;
         Ok(Response::new(UpdateContainerResourcesResponse {}))
     }
 }
 
 impl LateRuntime {
     pub fn serve(cgroup: &Path) -> Result<Self> {
-        let directory = tempfile::tempdir_in("/run").context("make a directory for a socket")?;
-        let listener =
-            UnixListener::bind(directory.path().join("cri.sock")).context("listen as a runtime")?;
         let (conduct, receiver) = watch::channel(Conduct::Wait);
         let (sender, accepted) = watch::channel(0);
         let service = Service { cgroup: cgroup.to_owned(), conduct: receiver, accepted: sender };
-        let server = Server::builder().add_service(RuntimeServiceServer::new(service));
-        let server = tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
-        Ok(Self { conduct, accepted, directory, server })
+        Ok(Self { conduct, accepted, server: StandIn::serve(service)? })
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("cri.sock")
+        self.server.socket()
     }
 
     /// From now on it answers, also what was requested before.
@@ -87,11 +79,5 @@ impl LateRuntime {
     pub async fn accepted(&self) -> Result<()> {
         let mut accepted = self.accepted.clone();
         accepted.wait_for(|accepted| *accepted > 0).await.context("the runtime has ended").map(drop)
-    }
-}
-
-impl Drop for LateRuntime {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }

@@ -32,6 +32,7 @@ pub mod matrix;
 pub mod node;
 pub mod oom;
 pub mod otel;
+pub mod out;
 pub mod outage;
 pub mod pod;
 pub mod prelude;

@@ -284,6 +284,12 @@ impl Node {
         Ok(self.cgroup_directory(&process::cgroup_path(self.pid(id).await?)?))
     }
 
+    /// The directory of a container's own cgroup in the v2 hierarchy; crun's processes are one level below.
+    pub async fn own_cgroup_of(&self, id: &str) -> Result<PathBuf> {
+        let path = process::cgroup_path(self.pid(id).await?)?;
+        Ok(self.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path)))
+    }
+
     pub fn cgroup_directory(&self, path: &str) -> PathBuf {
         self.cgroup2.join(path.trim_start_matches('/'))
     }

@@ -1,7 +1,7 @@
 //! What a test wants to run, and the CRI requests that a kubelet would make of it.
 
 use std::collections::HashMap;
-use std::fs;
+use std::{env, fs};
 
 use anyhow::{Context, Result};
 
@@ -194,6 +194,14 @@ impl ContainerSpec {
             ..v1::ContainerConfig::default()
         }
     }
+}
+
+/// This program in a container: the mount that brings it there, and its path.
+pub fn this_program() -> Result<((String, String), String)> {
+    let program = env::current_exe().context("find this program")?;
+    let name = program.file_name().context("this program has a name")?.display();
+    let directory = program.parent().context("this program has a directory")?.display().to_string();
+    Ok(((directory, "/program".to_owned()), format!("/program/{name}")))
 }
 
 /// A UID of the API server's kind.

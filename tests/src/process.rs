@@ -3,6 +3,7 @@
 //! A [`Managed`] child never outlives its owner, and what goes wrong with one is shown with the end of its log.
 
 use std::fs::{self, File};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ const LOG_MARK: &str = "---";
 #[derive(Debug)]
 pub struct Managed {
     name: String,
-    child: Child,
+    child: Killed,
     log: PathBuf,
 }
 
@@ -43,7 +44,7 @@ impl Managed {
             .stderr(file)
             .spawn()
             .with_context(|| format!("start {name} ({command:?})"))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Self { name: name.to_owned(), child: Killed(child), log: log.to_owned() })
     }
 
     pub fn pid(&self) -> u32 {
@@ -70,12 +71,12 @@ impl Managed {
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill(self.nix_pid()?, signal).with_context(|| format!("send {signal} to {}", self.name))
+        kill(nix_pid(self.pid())?, signal).with_context(|| format!("send {signal} to {}", self.name))
     }
 
     /// Stops all of its threads (SIGSTOP) until the guard is dropped. Returns once they have stopped.
     pub fn pause(&self) -> Result<Paused> {
-        let paused = Paused { pid: self.nix_pid()? };
+        let paused = Paused { pid: nix_pid(self.pid())? };
         self.signal(Signal::SIGSTOP)?;
         let deadline = Instant::now() + STOP_LIMIT;
         while !self.is_stopped()? {
@@ -139,9 +140,31 @@ impl Managed {
         let answer = answer.await;
         answer.with_context(|| self.log_tail())
     }
+}
 
-    fn nix_pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.child.id()).context("a pid that is no pid_t")?))
+/// A child that is killed and waited for when this is dropped.
+#[derive(Debug)]
+pub struct Killed(pub Child);
+
+impl Deref for Killed {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Killed {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Both fail only for a child that has ended and was waited for: there is nothing left to stop then.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -156,14 +179,6 @@ impl Drop for Paused {
     fn drop(&mut self) {
         // Fails only if the process is gone.
         let _ = kill(self.pid, Signal::SIGCONT);
-    }
-}
-
-impl Drop for Managed {
-    fn drop(&mut self) {
-        // Both fail only for a child that has ended and was waited for: there is nothing left to stop then.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -271,10 +286,19 @@ pub fn find(accept: impl Fn(&[String]) -> bool) -> Result<Vec<u32>> {
     Ok(found.map(|process| process.pid().cast_unsigned()).collect())
 }
 
+/// Sends a signal to a process that is not our child.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    kill(nix_pid(pid)?, signal).with_context(|| format!("send {signal} to process {pid}"))
+}
+
 /// Kills a process that is not our child; one that is gone already is fine.
 pub fn kill_pid(pid: u32) -> Result<()> {
-    match kill(Pid::from_raw(i32::try_from(pid).context("a pid that is no pid_t")?), Signal::SIGKILL) {
+    match kill(nix_pid(pid)?, Signal::SIGKILL) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("kill {pid}")),
     }
+}
+
+fn nix_pid(pid: u32) -> Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(pid).context("a pid that is no pid_t")?))
 }

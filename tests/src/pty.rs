@@ -4,17 +4,16 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::pty::{Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
-use nix::unistd::Pid;
 
-use crate::process::wait_for;
+use crate::process::{self, Killed, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const ROWS: NonZeroU16 = NonZeroU16::new(24).unwrap();
@@ -22,7 +21,7 @@ const COLUMNS: NonZeroU16 = NonZeroU16::new(80).unwrap();
 
 /// A terminal with one program at it, which is killed when this is dropped.
 pub struct Pty {
-    child: Child,
+    child: Killed,
     keys: File,
     /// The program's side, kept open so that its modes can be looked at after the program's end.
     terminal: OwnedFd,
@@ -48,7 +47,7 @@ impl Pty {
             }
         };
         std::thread::Builder::new().name("pty".to_owned()).spawn(show).context("start a thread")?;
-        Ok(Self { child, keys, terminal: pair.slave, screen })
+        Ok(Self { child: Killed(child), keys, terminal: pair.slave, screen })
     }
 
     pub fn text(&self) -> String {
@@ -73,8 +72,7 @@ impl Pty {
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).context("a pid that is no pid_t")?);
-        kill(pid, signal).with_context(|| format!("send {signal}"))
+        process::signal(self.child.id(), signal)
     }
 
     /// Whether the program has the terminal for itself: another screen, keys unprocessed.
@@ -102,14 +100,6 @@ impl Pty {
         wait_for("the terminal to be restored", LIMIT, async || Ok(self.is_restored()?.then_some(())))
             .await?;
         Ok(status)
-    }
-}
-
-impl Drop for Pty {
-    fn drop(&mut self) {
-        // Both fail only for a child that has ended and was waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

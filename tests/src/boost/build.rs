@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Map, json};
 
 use super::controller::{Until, Work};
-use super::{Follower, Limits, Move, ROOT_MOUNTS, left, notes, place, read_ahead, was_raised_and_returned};
+use super::{Follower, Limits, Move, ROOT_MOUNTS, notes, read_ahead, was_raised_and_returned};
 use crate::cgroup;
 use crate::chart::{Chart, Panel, Point, Unit};
 use crate::claims::{self, Outcome};
@@ -18,6 +18,7 @@ use crate::cluster_node::{ClusterNode, PodRequest, Terminated};
 use crate::environment::Environment;
 use crate::guard::memory_event;
 use crate::limit::Limit;
+use crate::out::Out;
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 64 * MIB;
@@ -85,21 +86,20 @@ async fn build(
     limits: Option<Limits>,
     say: &impl Fn(&str),
 ) -> Result<Life> {
-    let directory = tempfile::tempdir_in("/run").context("make the build's directory")?;
-    let at = directory.path();
-    SOURCES.into_iter().try_for_each(|(name, text)| place(at, name, text))?;
+    let out = Out::make()?;
+    SOURCES.into_iter().try_for_each(|(name, text)| out.place(name, text))?;
     let resources = json!({
         "requests": Limit::Memory(LIMIT / 2).resources(),
         "limits": LIMITS.original.resources(),
     });
-    let pod = PodRequest { name, line: LINE, directory: at, resources, mounts: &ROOT_MOUNTS };
+    let pod = PodRequest { name, line: LINE, directory: out.path(), resources, mounts: &ROOT_MOUNTS };
     let id = cluster.run_pod(&pod).await?;
     let cgroup = cluster.node.cgroup_of(&id).await?;
     let mut follower = Follower::open(cluster, name, &id, WORK, limits).await?;
     let mut samples = Vec::new();
 
     let began = Instant::now();
-    place(at, "go", "")?;
+    out.signal("go")?;
     let look = |since, mark| {
         ensure!(samples.len() < SAMPLES_MAX, "the build does not end");
         samples.push(Point {
@@ -109,16 +109,16 @@ async fn build(
             threshold: None,
             mark,
         });
-        Ok(left(at, "code").is_some())
+        Ok(out.has("code"))
     };
     let followed = follower.follow(began, say, look).await;
-    let log = left(at, "log").unwrap_or_default();
+    let log = out.left("log").unwrap_or_default();
     let lines: Vec<_> = log.lines().collect();
     let log = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
     followed.with_context(|| format!("make has said:\n{log}"))?;
-    let code = left(at, "code").context("the build left no exit code")?;
+    let code = out.left("code").context("the build left no exit code")?;
     let oom_kills = memory_event(&cgroup, "oom_kill")?;
-    place(at, "end", "")?;
+    out.signal("end")?;
     Ok(Life {
         samples,
         code: code.trim().parse().context("parse the exit code of make")?,

@@ -7,7 +7,6 @@ pub mod build;
 pub mod controller;
 pub mod startup;
 
-use std::fs;
 use std::future::pending;
 use std::path::Path;
 use std::process::Command;
@@ -241,13 +240,4 @@ fn read_ahead(directories: &[&str]) -> Result<()> {
     }
     let line = format!("find {} -type f -exec cat {{}} + >/dev/null", directories.join(" "));
     process::run(Command::new("sh").args(["-c", &line])).map(drop)
-}
-
-/// A file that the work has left for us, once it is whole.
-fn left(directory: &Path, name: &str) -> Option<String> {
-    fs::read_to_string(directory.join(name)).ok()
-}
-
-fn place(directory: &Path, name: &str, text: &str) -> Result<()> {
-    fs::write(directory.join(name), text).with_context(|| format!("write {name}"))
 }

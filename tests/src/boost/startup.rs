@@ -2,7 +2,6 @@
 //!
 //! The boost raises the limit and never removes it: a JVM without one sizes itself for the whole node.
 
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,15 +10,14 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpStream;
 
 use super::controller::{Until, Work};
-use super::{
-    Follower, Limits, Move, ROOT_MOUNTS, left, notes, place, read_ahead, seconds, was_raised_and_returned,
-};
+use super::{Follower, Limits, Move, ROOT_MOUNTS, notes, read_ahead, seconds, was_raised_and_returned};
 use crate::cgroup;
 use crate::chart::{Chart, Mark, Panel, Point, Unit};
 use crate::claims::{self, Outcome};
 use crate::cluster_node::{ClusterNode, PodRequest, Terminated};
 use crate::environment::Environment;
 use crate::limit::Limit;
+use crate::out::Out;
 
 const LIMIT: u64 = 250;
 const BOOST: u64 = 2000;
@@ -100,30 +98,30 @@ async fn start(
     limits: Option<Limits>,
     say: &impl Fn(&str),
 ) -> Result<Life> {
-    let directory = tempfile::tempdir_in("/run").context("make the start's directory")?;
-    let at = directory.path();
-    place(at, SOURCE.0, SOURCE.1)?;
+    let out = Out::make()?;
+    out.place(SOURCE.0, SOURCE.1)?;
     let line = format!(
         "until [ -e /out/go ]; do sleep 0.2; done; {JDK}/bin/java {FLAGS} /out/{} {CLASSES} /out/ready >/out/log 2>&1",
         SOURCE.0
     );
     let [usr, lib, lib64] = ROOT_MOUNTS;
     let mounts = [usr, lib, lib64, (CONFIGURATION, CONFIGURATION)];
-    let pod = PodRequest { name, line: &line, directory: at, resources: resources(limit), mounts: &mounts };
+    let resources = resources(limit);
+    let pod = PodRequest { name, line: &line, directory: out.path(), resources, mounts: &mounts };
     let id = cluster.run_pod(&pod).await?;
     let cgroup = cluster.node.cgroup_of(&id).await?;
     let usage = || cgroup::entry(&cgroup, "cpu.stat", "usage_usec");
-    let in_force = || milli_cpu(&fs::read_to_string(cgroup.join("cpu.max")).context("read cpu.max")?);
+    let in_force = || milli_cpu(&cgroup::text(&cgroup, "cpu.max")?);
     let mut follower = Follower::open(cluster, name, &id, WORK, limits).await?;
     let mut samples = Vec::new();
     let (mut ready, mut before_boost) = (None, None);
     let mut counted = (Duration::ZERO, usage()?);
 
     let began = Instant::now();
-    place(at, "go", "")?;
+    out.signal("go")?;
     let look = |since: Duration, mark| {
         let throttling = throttling(&cgroup)?;
-        if ready.is_none() && left(at, "ready").is_some() {
+        if ready.is_none() && out.has("ready") {
             ready = Some((since, throttling));
         }
         if mark == Mark::InForce {
@@ -140,13 +138,13 @@ async fn start(
         Ok(ready.is_some())
     };
     let followed = follower.follow(began, say, look).await;
-    followed.with_context(|| format!("java has said:\n{}", left(at, "log").unwrap_or_default()))?;
+    followed.with_context(|| format!("java has said:\n{}", out.left("log").unwrap_or_default()))?;
     // The limit may have changed since the last window was over.
     if let Some(last) = samples.last().copied() {
         samples.push(Point { at: began.elapsed(), limit: in_force()?, mark: Mark::None, ..last });
     }
     let (ready, throttling) = ready.context("never ready")?;
-    let (processors, port) = reported(at)?;
+    let (processors, port) = reported(&out)?;
     TcpStream::connect(("127.0.0.1", port)).await.context("connect to what says that it serves")?;
     Ok(Life {
         samples,
@@ -189,8 +187,8 @@ fn milli_cpu(text: &str) -> Result<Option<u64>> {
 }
 
 /// How many processors the JVM counts, and the port at which it serves.
-fn reported(directory: &Path) -> Result<(u32, u16)> {
-    let text = left(directory, "ready").context("the start left nothing")?;
+fn reported(out: &Out) -> Result<(u32, u16)> {
+    let text = out.left("ready").context("the start left nothing")?;
     let mut words = text.split_whitespace();
     let mut word = || words.next().with_context(|| format!("the start left `{text}`"));
     let processors = word()?.parse().context("parse the number of processors")?;

@@ -8,8 +8,7 @@ mod pods;
 use kwitness_api::proto::VerdictKind;
 use serde_json::{Map, Value, json};
 
-use crate::kubelet::NODE;
-use crate::pod::APP_IMAGE;
+use crate::kubelet;
 
 pub use kubelets::{KUBELETS, KubeletVariant, Origin};
 
@@ -136,40 +135,28 @@ impl Spec {
     pub fn manifest(&self, times: u64) -> Value {
         let container = |(kind, (name, limits, requests)): &(Kind, Container)| {
             let command: &[&str] = if kind.stays() { &["/bin/sleep", "100000"] } else { &["/bin/true"] };
-            let mut container = json!({
-                "name": name,
-                "image": APP_IMAGE,
-                "imagePullPolicy": "Never",
-                "command": command,
-                "resources": resources(limits, requests, if kind.stays() { times } else { 1 }),
-            });
+            let mut container = kubelet::container(name, command);
+            container["resources"] = resources(limits, requests, if kind.stays() { times } else { 1 });
             if *kind == Kind::Sidecar {
                 container["restartPolicy"] = "Always".into();
             }
             container
         };
         let (init, others): (Vec<_>, Vec<_>) = self.containers.iter().partition(|(kind, _)| kind.is_init());
-        let mut spec = json!({
-            "nodeName": NODE,
-            "hostNetwork": true,
-            "automountServiceAccountToken": false,
-            "enableServiceLinks": false,
-            "terminationGracePeriodSeconds": 0,
-            "tolerations": [{ "operator": "Exists" }],
-            "initContainers": init.into_iter().map(container).collect::<Vec<_>>(),
-            "containers": others.into_iter().map(container).collect::<Vec<_>>(),
-        });
+        let mut pod = kubelet::pod(self.name, &others.into_iter().map(container).collect::<Vec<_>>());
+        let spec = &mut pod["spec"];
+        spec["initContainers"] = init.into_iter().map(container).collect();
+        spec["terminationGracePeriodSeconds"] = 0.into();
         if let Some((limits, requests)) = self.pod {
             spec["resources"] = resources(limits, requests, times);
         }
         for (name, value) in &self.fields {
             spec[name] = value.clone();
         }
-        let mut metadata = json!({ "name": self.name, "namespace": "default" });
         if let Some(uid) = &self.uid {
-            metadata["uid"] = uid.as_str().into();
+            pod["metadata"]["uid"] = uid.as_str().into();
         }
-        json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })
+        pod
     }
 
     /// Whether a resize of it means something.

@@ -3,21 +3,21 @@
 //!
 //! Owns the run, and what is shown of it.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::VerdictKind;
 use kwitness_guard::status::Ended;
-use tempfile::TempDir;
 
+use crate::cgroup;
 use crate::chart::{Chart, Mark, Panel, Point, Unit};
 use crate::claims::{self, Outcome};
 use crate::environment::Environment;
 use crate::guard::memory_event;
 use crate::guarded::{GuardedNode, Terminated};
 use crate::limit::Limit;
+use crate::out::{Out, until};
 use crate::process::wait_for;
 
 const MIB: u64 = 1 << 20;
@@ -128,7 +128,7 @@ async fn verdict(cluster: &GuardedNode, id: &str, limit: u64) -> Result<VerdictK
 struct Worker {
     id: String,
     cgroup: PathBuf,
-    directory: TempDir,
+    out: Out,
     samples: Vec<Point>,
     oom_kills: Option<u64>,
     is_gone: bool,
@@ -137,41 +137,37 @@ struct Worker {
 impl Worker {
     /// Starts it; the work begins when it is let go, and its container stays until it may go.
     async fn start(cluster: &GuardedNode, name: &str) -> Result<Self> {
-        let directory = tempfile::tempdir_in("/run").context("make the work's directory")?;
+        let out = Out::make()?;
+        let (go, end) = (until("go"), until("end"));
         let line = format!(
-            "until_there() {{ until [ -e $1 ]; do sleep 0.1; done; }}; until_there /out/go; n=0; \
-             while [ $n -lt {STEPS} ]; do head -c {STEP} /dev/zero; sleep {STEP_PAUSE}; n=$((n+1)); done \
-             | tail >/dev/null && : >/out/done && until_there /out/end"
+            "{go}; n=0; while [ $n -lt {STEPS} ]; do head -c {STEP} /dev/zero; sleep {STEP_PAUSE}; n=$((n+1)); \
+             done | tail >/dev/null && : >/out/done && {end}"
         );
-        let id = cluster.run(name, &line, directory.path(), LIMIT).await?;
+        let id = cluster.run(name, &line, out.path(), LIMIT).await?;
         let cgroup = cluster.node.cgroup_of(&id).await?;
-        Ok(Self { id, cgroup, directory, samples: Vec::new(), oom_kills: None, is_gone: false })
-    }
-
-    fn mark(&self, name: &str) -> Result<()> {
-        fs::write(self.directory.path().join(name), "").with_context(|| format!("write {name}"))
+        Ok(Self { id, cgroup, out, samples: Vec::new(), oom_kills: None, is_gone: false })
     }
 
     fn let_go(&self) -> Result<()> {
-        self.mark("go")
+        self.out.signal("go")
     }
 
     fn finish(&mut self) -> Result<()> {
         if !self.is_gone {
             self.oom_kills = Some(memory_event(&self.cgroup, "oom_kill")?);
         }
-        self.mark("end")
+        self.out.signal("end")
     }
 
     fn is_done(&self) -> bool {
-        self.directory.path().join("done").exists()
+        self.out.has("done")
     }
 
     /// Reads its cgroup; its end is no error.
     fn sample(&mut self, at: Duration, state: Mark) -> Result<()> {
-        let read = |name: &str| fs::read_to_string(self.cgroup.join(name)).ok();
-        let number = |name: &str| read(name)?.trim().parse().ok();
-        let is_populated = read("cgroup.events").is_some_and(|events| events.contains("populated 1"));
+        let number = |name: &str| cgroup::number(&self.cgroup, name).ok();
+        let events = cgroup::text(&self.cgroup, "cgroup.events");
+        let is_populated = events.is_ok_and(|events| events.contains("populated 1"));
         let (Some(usage), Some(limit), true) = (number("memory.current"), number("memory.max"), is_populated)
         else {
             self.is_gone = true;

@@ -2,13 +2,11 @@
 //! verdict after each step.
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness_api::proto::{self, VerdictKind, wanted};
+use kwitness_api::proto::{self, VerdictKind};
 
 use super::{Account, Stage};
 use crate::agent::Agent;
@@ -16,7 +14,7 @@ use crate::cri::v1 as cri;
 use crate::environment::CgroupDriver;
 use crate::node::Node;
 use crate::pod::Pod;
-use crate::process;
+use crate::{cgroup, limit, process};
 
 pub(super) const MIB: u64 = 1 << 20;
 /// How long a good resize may take to be in force; in an emulated guest an update takes half a second.
@@ -66,13 +64,11 @@ impl Limit {
     }
 
     pub(super) fn wanted(self) -> Option<proto::Wanted> {
-        Some(match self {
-            Self::Memory(bytes) => {
-                proto::Wanted { memory: Some(wanted::Memory::MemoryBytes(bytes)), cpu: None }
-            }
-            Self::Cpu(milli) => proto::Wanted { memory: None, cpu: Some(wanted::Cpu::MilliCpu(milli)) },
-            Self::Weight | Self::High => return None,
-        })
+        match self {
+            Self::Memory(bytes) => Some(limit::wanted(Some(bytes), None)),
+            Self::Cpu(milli) => Some(limit::wanted(None, Some(milli))),
+            Self::Weight | Self::High => None,
+        }
     }
 }
 
@@ -95,7 +91,7 @@ impl<'a> ResizeContext<'a> {
         container: String,
         account: &'a mut Account,
     ) -> Result<Self> {
-        let own = directory(node, &container).await?;
+        let own = node.own_cgroup_of(&container).await?;
         let around = own.parent().context("a container's cgroup without a parent")?.to_owned();
         Ok(Self { node, agent, pod, container, own, around, account })
     }
@@ -129,10 +125,10 @@ impl<'a> ResizeContext<'a> {
         self.account.requested(&format!("the pod's cgroup gets, as by the kubelet: {limit}"));
         match (self.node.driver(), limit) {
             (CgroupDriver::Cgroupfs, Limit::Memory(bytes)) => {
-                write(&self.around.join("memory.max"), &bytes.to_string())
+                cgroup::write(&self.around, "memory.max", bytes)
             }
             (CgroupDriver::Cgroupfs, Limit::Cpu(milli)) => {
-                write(&self.around.join("cpu.max"), &format!("{} 100000", milli * 100))
+                cgroup::write(&self.around, "cpu.max", format_args!("{} 100000", milli * 100))
             }
             (CgroupDriver::Systemd, Limit::Memory(bytes)) => self.set_property(&format!("MemoryMax={bytes}")),
             (CgroupDriver::Systemd, Limit::Cpu(milli)) => {
@@ -151,7 +147,7 @@ impl<'a> ResizeContext<'a> {
     pub(super) fn meddle(&mut self, directory: &Path, file: &str, text: &str) -> Result<()> {
         self.account
             .meddled(&format!("another process writes `{text}` to the {} {file}", self.whose(directory)));
-        write(&directory.join(file), text)
+        cgroup::write(directory, file, text)
     }
 
     /// Another process writes to a limit of the container, and to that of crun's inner cgroup, which has the same.
@@ -170,7 +166,7 @@ impl<'a> ResizeContext<'a> {
     /// What another process wrote is put right by hand.
     pub(super) fn mend(&self, directory: &Path, file: &str, text: &str) -> Result<()> {
         self.account.requested(&format!("`{text}` is written to the {} {file} again", self.whose(directory)));
-        write(&directory.join(file), text)
+        cgroup::write(directory, file, text)
     }
 
     fn whose(&self, directory: &Path) -> &'static str {
@@ -220,13 +216,7 @@ impl<'a> ResizeContext<'a> {
 
     /// The verdict on the container's limit, whatever it is.
     pub(super) async fn file(&self, limit: Limit, wait_ms: u32) -> Result<proto::Verdict> {
-        let answer = self.ask(limit.wanted(), wait_ms).await.context("call Verify")?;
-        let all = answer.verdicts.into_iter().filter_map(|of| of.verdict);
-        all.filter(|verdict| {
-            verdict.cgroup.as_ref().is_some_and(|of| of.role() == proto::CgroupRole::Container)
-        })
-        .find(|verdict| verdict.file == limit.file())
-        .with_context(|| format!("no verdict on {}", limit.file()))
+        limit::own(self.ask(limit.wanted(), wait_ms).await.context("call Verify")?, limit.file())
     }
 
     pub(super) async fn ask(
@@ -234,38 +224,11 @@ impl<'a> ResizeContext<'a> {
         wanted: Option<proto::Wanted>,
         wait_ms: u32,
     ) -> Result<proto::VerifyResponse, tonic::Status> {
-        let filter = proto::Filter { containers: vec![self.container.clone()], ..Default::default() };
-        self.agent.verify(proto::VerifyRequest { filter: Some(filter), wanted, wait_ms, prove_ms: 0 }).await
+        let request = limit::of_container(&self.container);
+        self.agent.verify(proto::VerifyRequest { wanted, wait_ms, ..request }).await
     }
 
     pub(super) fn pids(&self) -> Result<Vec<u32>> {
-        let directory = self.inner().unwrap_or_else(|| self.own.clone());
-        let text = fs::read_to_string(directory.join("cgroup.procs")).context("read cgroup.procs")?;
-        text.lines().map(|line| line.parse().context("a pid")).collect()
+        cgroup::pids(&self.inner().unwrap_or_else(|| self.own.clone()))
     }
-
-    pub(super) fn says(&self, file: &str) -> Result<String> {
-        let path = self.own.join(file);
-        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        Ok(text.trim().to_owned())
-    }
-}
-
-pub(super) async fn directory(node: &Node, container: &str) -> Result<PathBuf> {
-    let path = process::cgroup_path(node.pid(container).await?)?;
-    // crun's processes are one level below.
-    Ok(node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path)))
-}
-
-pub(super) fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("write {text} to {}", path.display()))
-}
-
-pub(super) async fn number(path: &Path, accept: impl Fn(u64) -> bool) -> Result<u64> {
-    process::wait_for(&format!("{}", path.display()), Duration::from_secs(60), async || {
-        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let number: u64 = text.trim().parse().context("a number")?;
-        Ok(accept(number).then_some(number))
-    })
-    .await
 }

@@ -6,14 +6,15 @@ use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::VerdictKind;
 use tokio::time::Duration;
 
-use super::context::{number, write};
 use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
 use crate::pod::{Pod, PodSpec};
-use crate::process;
+use crate::{cgroup, process};
 
 /// A container with a child that holds 40 MB. From then on it starts no process and allocates no memory.
 const HOG: &str = "(head -c 40000000 /dev/zero; exec sleep 1000) | tail; sleep 1000";
 const HOLDER: &str = "tail";
+/// How long usage may take to rise, and to fall.
+const SOON: Duration = Duration::from_secs(60);
 
 /// No process in it may be killed: the write returns, and the limit is exceeded.
 pub(super) async fn no_process_to_kill(stage: Stage<'_>, account: &mut Account) -> Result<()> {
@@ -47,7 +48,7 @@ pub(super) async fn a_child_is_killed(stage: Stage<'_>, account: &mut Account) -
     }
     let own = ctx.own.clone();
     ctx.meddle(&own, "memory.max", &(16 * MIB).to_string())?;
-    number(&own.join("memory.current"), |bytes| bytes < 16 * MIB).await?;
+    cgroup::wait_number(&own, "memory.current", SOON, |bytes| bytes < 16 * MIB).await?;
     let step = "memory below usage kills";
     let verdict = ctx.now(step, Limit::Memory(16 * MIB), VerdictKind::Killed).await?;
     ensure!(verdict.kills.is_some_and(|kills| kills > 0), "{verdict:?}");
@@ -66,7 +67,8 @@ async fn hungry<'a>(stage: Stage<'a>, pod: &'a Pod, account: &'a mut Account) ->
         Ok(context.pids()?.into_iter().any(sleeps).then_some(()))
     })
     .await?;
-    number(&context.own.join("memory.current"), |bytes| bytes > 38 * MIB).await.context("the 40 MB")?;
+    let has_all = |bytes| bytes > 38 * MIB;
+    cgroup::wait_number(&context.own, "memory.current", SOON, has_all).await.context("the 40 MB")?;
     Ok(context)
 }
 
@@ -76,5 +78,5 @@ fn words(pid: u32) -> Vec<Vec<u8>> {
 }
 
 fn spare(pid: u32) -> Result<()> {
-    write(format!("/proc/{pid}/oom_score_adj").as_ref(), "-1000")
+    fs::write(format!("/proc/{pid}/oom_score_adj"), "-1000").with_context(|| format!("spare {pid}"))
 }

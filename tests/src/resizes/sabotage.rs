@@ -3,14 +3,13 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kwitness_api::proto::{self, Source, VerdictKind, wanted};
+use kwitness_api::proto::{Source, VerdictKind};
 use tokio::time::Duration;
 
-use super::context::directory;
 use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
 use crate::environment::{CgroupDriver, Combination};
 use crate::pod::PodSpec;
-use crate::process;
+use crate::{cgroup, limit, process};
 
 pub(super) async fn all(ctx: &mut ResizeContext<'_>, combination: Combination) -> Result<()> {
     ctx.account.part("Another level allows less.");
@@ -57,16 +56,14 @@ async fn shadowed(ctx: &mut ResizeContext<'_>) -> Result<()> {
     for (index, limit) in [Limit::Memory(96 * MIB), Limit::Cpu(1000)].into_iter().enumerate() {
         let mut before = Vec::new();
         for (directory, whose, texts) in chain {
-            let path = directory.join(limit.file());
-            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            before.push((directory, text));
+            before.push((directory, cgroup::text(directory, limit.file())?));
             ctx.meddle(directory, limit.file(), texts[index])?;
             let step = format!("less {} in {whose}", limit.what());
             let verdict = ctx.now(&step, limit, VerdictKind::Shadowed).await?;
             ensure!(verdict.reason.contains(whose), "{}", verdict.reason);
         }
         for (directory, text) in before {
-            ctx.mend(directory, limit.file(), text.trim())?;
+            ctx.mend(directory, limit.file(), &text)?;
         }
         ctx.in_force("and all of it put right", limit).await?;
     }
@@ -86,7 +83,7 @@ async fn undone(ctx: &mut ResizeContext<'_>) -> Result<()> {
     }
     ctx.mend(&own, "memory.max", &(64 * MIB).to_string())?;
     ctx.in_force("and one that does it again", Limit::Memory(64 * MIB)).await?;
-    let high = ctx.says("memory.high")?;
+    let high = cgroup::text(&own, "memory.high")?;
     ctx.meddle(&own, "memory.high", "max")?;
     ctx.now("throttling is off", Limit::High, VerdictKind::Reverted).await?;
     ctx.mend(&own, "memory.high", &high)?;
@@ -115,7 +112,7 @@ async fn undone(ctx: &mut ResizeContext<'_>) -> Result<()> {
     }
     ctx.mend(&own, "cpu.max", "50000 100000")?;
     ctx.in_force("the period is put right", Limit::Cpu(500)).await?;
-    let weight = ctx.says("cpu.weight")?;
+    let weight = cgroup::text(&own, "cpu.weight")?;
     ctx.now("the weight as it is", Limit::Weight, VerdictKind::InForce).await?;
     for (step, text) in
         [("a weight that is undone", "777"), ("the greatest weight", "10000"), ("the least weight", "1")]
@@ -157,7 +154,7 @@ async fn rewritten_by_systemd(ctx: &mut ResizeContext<'_>) -> Result<()> {
     process::run(std::process::Command::new("systemctl").args(set))?;
     let written = (72 * MIB).to_string();
     process::wait_for("systemd to write memory.max", Duration::from_secs(30), async || {
-        Ok((ctx.says("memory.max")? != written).then_some(()))
+        Ok((cgroup::text(&ctx.own, "memory.max")? != written).then_some(()))
     })
     .await?;
     let step = "systemd writes what it knows";
@@ -204,15 +201,12 @@ async fn at_once(ctx: &mut ResizeContext<'_>) -> Result<()> {
         .await?;
         ctx.update(limit).await
     };
-    let memory = Some(wanted::Memory::MemoryBytes(100 * MIB));
-    let answer = ctx.ask(Some(proto::Wanted { memory, cpu: None }), 20_000);
-    let (updated, answer) = tokio::join!(late, answer);
+    let (updated, answer) = tokio::join!(late, ctx.ask(limit.wanted(), 20_000));
     updated?;
-    let verdicts = answer.context("call Verify")?.verdicts;
-    let of_memory = verdicts.iter().filter_map(|of| of.verdict.as_ref()).find(|of| of.file == "memory.max");
+    let verdict = limit::own(answer.context("call Verify")?, limit.file())?;
     ensure!(
-        of_memory.is_some_and(|verdict| verdict.verdict() == VerdictKind::InForce),
-        "a resize that came while the call waited: {verdicts:?}"
+        verdict.verdict() == VerdictKind::InForce,
+        "a resize that came while the call waited: {verdict:?}"
     );
     ctx.in_force("a resize that comes while it is waited for", limit).await?;
 
@@ -270,7 +264,7 @@ pub(super) async fn restarted(stage: Stage<'_>, account: &mut Account) -> Result
     let mut spec = sleeper();
     spec.attempt = 1;
     ctx.container = stage.node.run(&pod, &spec).await?;
-    ctx.own = directory(stage.node, &ctx.container).await?;
+    ctx.own = stage.node.own_cgroup_of(&ctx.container).await?;
     ctx.now("started again without the resize", Limit::Memory(96 * MIB), VerdictKind::Diverged).await?;
     ctx.update(Limit::Memory(96 * MIB)).await?;
     ctx.in_force("and resized again", Limit::Memory(96 * MIB)).await?;

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::{Source, Verdict, VerdictKind};
+use serde_json::json;
 use tokio::time::Duration;
 
-use super::context::write;
 use super::{Account, Limit, MIB, ResizeContext, Stage, sleeper};
-use crate::pod::{Pod, PodSpec};
-use crate::process;
+use crate::kubelet::checkpoint;
+use crate::pod::PodSpec;
+use crate::{limit, process};
 
 /// Verdicts by the kubelet's word.
 pub(super) async fn checkpoints(stage: Stage<'_>, kubelet: &Path, account: &mut Account) -> Result<()> {
@@ -21,19 +22,22 @@ pub(super) async fn checkpoints(stage: Stage<'_>, kubelet: &Path, account: &mut 
     // Without names, a checkpoint cannot be matched to a container.
     known(ctx).await?;
     let (allocated, actuated) = (kubelet.join("allocated_pods_state"), kubelet.join("actuated_pods_state"));
+    let write =
+        |path: &Path, text: &str| fs::write(path, text).with_context(|| format!("write {}", path.display()));
+    let of = |memory: &str| checkpoint(&pod.spec.uid, &json!({ "cpu": "500m", "memory": memory }));
     ctx.account.requested("the kubelet has admitted: memory 64 MiB");
-    write(&allocated, &checkpoint(&pod, "64Mi"))?;
+    write(&allocated, &of("64Mi"))?;
     let verdict = judged(ctx, "in force, by the kubelet's word", 0, VerdictKind::InForce).await?;
     ensure!(verdict.compared_with() == Source::KubeletAllocated, "{verdict:?}");
 
     ctx.account.requested("the kubelet has admitted: memory 96 MiB");
-    write(&allocated, &checkpoint(&pod, "96Mi"))?;
+    write(&allocated, &of("96Mi"))?;
     let step = "admitted by the kubelet, not actuated";
     let verdict = judged(ctx, step, 0, VerdictKind::Diverged).await?;
     ensure!(verdict.disagreeing().any(|source| source == Source::Runtime), "{verdict:?}");
 
     ctx.account.requested("the kubelet has actuated: memory 96 MiB");
-    write(&actuated, &checkpoint(&pod, "96Mi"))?;
+    write(&actuated, &of("96Mi"))?;
     let step = "done by the kubelet's word, and not by the file";
     let verdict = judged(ctx, step, 0, VerdictKind::Diverged).await?;
     let disagreeing: Vec<_> = verdict.disagreeing().collect();
@@ -60,22 +64,12 @@ async fn judged(
     wait_ms: u32,
     expected: VerdictKind,
 ) -> Result<Verdict> {
-    let answer = ctx.ask(None, wait_ms).await.context("call Verify")?;
-    let mut all = answer.verdicts.into_iter().filter_map(|of| of.verdict);
-    let verdict = all.find(|verdict| verdict.file == "memory.max").context("no verdict on memory.max")?;
+    let verdict = limit::own(ctx.ask(None, wait_ms).await.context("call Verify")?, "memory.max")?;
     ensure!(
         ctx.account.judged(step, &verdict, expected).await,
         "step \"{step}\": not {expected:?}: {verdict:?}"
     );
     Ok(verdict)
-}
-
-/// A checkpoint as the kubelet writes it since Kubernetes 1.33.
-fn checkpoint(pod: &Pod, memory: &str) -> String {
-    let resources = serde_json::json!({ "limits": { "cpu": "500m", "memory": memory } });
-    let entry = serde_json::json!({ "ContainerResources": { "main": resources } });
-    let data = serde_json::json!({ "entries": { (pod.spec.uid.as_str()): entry } });
-    serde_json::json!({ "data": data.to_string(), "checksum": 0 }).to_string()
 }
 
 async fn known(ctx: &ResizeContext<'_>) -> Result<()> {

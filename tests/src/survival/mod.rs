@@ -24,7 +24,7 @@ mod way;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -40,7 +40,6 @@ use crate::environment::{Environment, Handler};
 use crate::guard::Guard;
 use crate::node::{CONTAINERD_SOCKET, Node};
 use crate::pod::{Pod, PodSpec};
-use crate::process::wait_for;
 
 use raise::Raises;
 use subject::Subject;
@@ -348,17 +347,6 @@ fn enough_memory(amounts: Amounts) -> Result<()> {
         units::bytes(available)
     );
     Ok(())
-}
-
-/// The program that fills, which is this one, and the directory that a container sees it in.
-fn program() -> Result<(PathBuf, String)> {
-    let program = std::env::current_exe().context("find this program")?;
-    let name = program.file_name().context("this program has a name")?.display().to_string();
-    Ok((program.parent().context("this program has a directory")?.to_owned(), name))
-}
-
-async fn wait_file(what: &str, file: &Path) -> Result<()> {
-    wait_for(what, SOON, async || Ok(file.exists().then_some(()))).await
 }
 
 #[cfg(test)]

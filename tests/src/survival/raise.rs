@@ -4,38 +4,28 @@
 //! it was given; everything else is the container runtime's.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use anyhow::{Result, ensure};
 use tonic::{Request, Response, Status};
 
-use crate::cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use crate::cgroup;
+use crate::cri::StandIn;
+use crate::cri::v1::runtime_service_server::RuntimeService;
 use crate::cri::v1::{UpdateContainerResourcesRequest, UpdateContainerResourcesResponse};
 
 /// As before each run; `high` none: no brake.
 pub(super) fn set(cgroup: &Path, limit: u64, high: Option<u64>) -> Result<()> {
-    write(cgroup, "memory.max", &limit.to_string())?;
-    write(cgroup, "memory.high", &high.map_or_else(|| "max".to_owned(), |high| high.to_string()))
+    cgroup::write(cgroup, "memory.max", limit)?;
+    cgroup::write(cgroup, "memory.high", high.map_or_else(|| "max".to_owned(), |high| high.to_string()))
 }
 
 /// The raise. A brake that is set would go on braking below it.
 pub fn raise(cgroup: &Path, limit: u64) -> Result<()> {
-    write(cgroup, "memory.max", &limit.to_string())?;
-    write(cgroup, "memory.high", "max")
-}
-
-fn write(cgroup: &Path, name: &str, text: &str) -> Result<()> {
-    let path = cgroup.join(name);
-    let file = File::options().write(true).open(&path);
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.with_context(|| format!("write {text} to {}", path.display()))
+    cgroup::write(cgroup, "memory.max", limit)?;
+    cgroup::write(cgroup, "memory.high", "max")
 }
 
 /// Containers that the server raises, by id, and how long each write took.
@@ -69,24 +59,18 @@ impl RuntimeService for Service {
 #[derive(Debug)]
 pub(super) struct Raises {
     shared: Arc<Mutex<Shared>>,
-    directory: tempfile::TempDir,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    server: StandIn,
 }
 
 impl Raises {
     pub(super) fn serve() -> Result<Self> {
-        let directory = tempfile::tempdir_in("/run").context("make a directory for a socket")?;
-        let listener =
-            UnixListener::bind(directory.path().join("cri.sock")).context("listen as a runtime")?;
         let shared = Arc::<Mutex<Shared>>::default();
-        let service = RuntimeServiceServer::new(Service(Arc::clone(&shared)));
-        let serving =
-            Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener));
-        Ok(Self { shared, directory, server: tokio::spawn(serving) })
+        let server = StandIn::serve(Service(Arc::clone(&shared)))?;
+        Ok(Self { shared, server })
     }
 
     pub(super) fn socket(&self) -> PathBuf {
-        self.directory.path().join("cri.sock")
+        self.server.socket()
     }
 
     pub(super) fn add(&self, id: &str, cgroup: &Path) -> Result<()> {
@@ -98,12 +82,6 @@ impl Raises {
 
     pub(super) fn times(&self) -> Vec<Duration> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).times.clone()
-    }
-}
-
-impl Drop for Raises {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }
 

@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tempfile::TempDir;
 
 use super::filler::{Fill, Mark, VARIABLE};
 use super::tally::{Outcome, Ran};
 use super::watch::Watch;
-use super::{Amounts, Rate, SOON, Way, program, raise, wait_file};
+use super::{Amounts, Rate, SOON, Way, raise};
 use crate::cgroup;
 use crate::guard::memory_event;
 use crate::hog::{KILLED, limited_to};
 use crate::node::Node;
-use crate::pod::Pod;
+use crate::out::Out;
+use crate::pod::{Pod, this_program};
 use crate::process::{cgroup_path, kill_pid, wait_for};
 
 /// A filler that is not done so long after it should have been is throttled for good. A guard's hold is shorter.
@@ -27,8 +27,6 @@ const STALLED: Duration = Duration::from_secs(15);
 /// No machine fills slower at full speed.
 const SLOWEST: u64 = 50_000_000;
 const FILL_LIMIT: Duration = Duration::from_secs(600);
-/// Where a container sees the directory with the filler.
-const PROGRAM_DIRECTORY: &str = "/program";
 
 #[derive(Debug)]
 pub(super) struct Subject {
@@ -40,27 +38,27 @@ pub(super) struct Subject {
     cgroup: PathBuf,
     /// The one that its processes are in: the same, or one below.
     members: PathBuf,
-    directory: TempDir,
+    out: Out,
 }
 
 impl Subject {
     /// Starts it, and waits until its shell reads what to fill.
     pub(super) async fn start(node: &Node, pod: &Pod, way: Way, amounts: Amounts) -> Result<Self> {
-        let directory = tempfile::tempdir_in("/run").context("make a directory for the filler's report")?;
-        let (programs, name) = program()?;
+        let out = Out::make()?;
+        let (mount, program) = this_program()?;
         let line = format!(
             "mkfifo /out/go && exec 3<>/out/go && : >/out/ready && while read -r words <&3; do \
-             {VARIABLE}=\"$words\" {PROGRAM_DIRECTORY}/{name} >/out/report; \
+             {VARIABLE}=\"$words\" {program} >/out/report; \
              echo $? >/out/code.new; mv /out/code.new /out/code; done"
         );
-        let mut spec = limited_to(amounts.limit, way.container(), &line, directory.path());
-        spec.mounts.push((programs.display().to_string(), PROGRAM_DIRECTORY.to_owned()));
+        let mut spec = limited_to(amounts.limit, way.container(), &line, &out);
+        spec.mounts.push(mount);
         let id = node.run(pod, &spec).await?;
-        wait_file("the container's pipe", &directory.path().join("ready")).await?;
+        out.wait("ready", SOON).await?;
         let pid = node.pid(&id).await?;
         let members = node.cgroup_directory(&cgroup_path(pid)?);
         let cgroup = limited(&members, amounts.limit)?;
-        Ok(Self { way, amounts, id, pid, cgroup, members, directory })
+        Ok(Self { way, amounts, id, pid, cgroup, members, out })
     }
 
     pub(super) fn id(&self) -> &str {
@@ -81,7 +79,7 @@ impl Subject {
         let rest = rest.await?;
         raise::set(&self.cgroup, limit, self.way.has_high().then_some(self.amounts.threshold()))?;
         for name in ["code", "report"] {
-            let file = self.file(name);
+            let file = self.out.at(name);
             if file.exists() {
                 fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
             }
@@ -114,12 +112,8 @@ impl Subject {
         Ok(Ran { outcome, achieved })
     }
 
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
     fn fill(&self, fill: Fill) -> Result<()> {
-        let go = self.file("go");
+        let go = self.out.at("go");
         let pipe = File::options().write(true).open(&go);
         let written = pipe.and_then(|mut pipe| writeln!(pipe, "{fill}"));
         written.with_context(|| format!("write to {}", go.display()))
@@ -128,11 +122,11 @@ impl Subject {
     /// Waits for the filler's mark; the rate that it achieved. One that is killed before has none.
     async fn wait_mark(&self) -> Result<Option<f64>> {
         wait_for("the filler's mark", FILL_LIMIT, async || {
-            let report = fs::read_to_string(self.file("report")).unwrap_or_default();
+            let report = self.out.left("report").unwrap_or_default();
             if let Some(line) = report.lines().next().filter(|_| report.ends_with('\n')) {
                 return Ok(Some(Some(line.parse::<Mark>()?.rate())));
             }
-            Ok(self.file("code").exists().then_some(None))
+            Ok(self.out.has("code").then_some(None))
         })
         .await
     }
@@ -142,35 +136,29 @@ impl Subject {
         let left = self.amounts.target() - self.amounts.mark();
         let slowest = rate.0.map_or(SLOWEST, |rate| rate.min(SLOWEST));
         let patience = STALLED + Duration::from_secs_f64(left as f64 / slowest as f64);
-        let code = self.file("code");
         let began = Instant::now();
         let in_time = wait_for("the filler's end", patience * 2, async || {
-            Ok(if code.exists() { Some(true) } else { (began.elapsed() > patience).then_some(false) })
+            Ok(if self.out.has("code") { Some(true) } else { (began.elapsed() > patience).then_some(false) })
         });
         let in_time = in_time.await?;
         if !in_time {
             self.kill_filler()?;
-            wait_file("the end of a killed filler", &code).await?;
+            self.out.wait("code", SOON).await.context("the end of a killed filler")?;
             return Ok(None);
         }
-        let text = fs::read_to_string(&code).context("read the filler's exit code")?;
-        Ok(Some(text.trim().parse().with_context(|| format!("the filler's exit code `{text}`"))?))
+        self.out.code(SOON).await.map(Some)
     }
 
     fn kill_filler(&self) -> Result<()> {
-        let procs = self.members.join("cgroup.procs");
-        let text = fs::read_to_string(&procs).with_context(|| format!("read {}", procs.display()))?;
-        let mut others = text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != self.pid);
-        others.try_for_each(kill_pid)
+        let members = cgroup::pids(&self.members)?.into_iter();
+        members.filter(|pid| *pid != self.pid).try_for_each(kill_pid)
     }
 }
 
 /// The cgroup at or above a container's processes that has its limit: a runtime may put them into one of its own below.
 fn limited(members: &Path, limit: u64) -> Result<PathBuf> {
     let wanted = limit.to_string();
-    let has = |directory: &&Path| {
-        fs::read_to_string(directory.join("memory.max")).is_ok_and(|text| text.trim() == wanted)
-    };
+    let has = |directory: &&Path| cgroup::text(directory, "memory.max").is_ok_and(|text| text == wanted);
     let found = members.ancestors().find(has);
     let found = found.with_context(|| format!("no cgroup from {} up has the limit", members.display()))?;
     ensure!(found.join("memory.high").exists(), "{} has no memory.high", found.display());

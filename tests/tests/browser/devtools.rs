@@ -5,12 +5,13 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kwitness_tests::process::Killed;
 use serde_json::{Value, json};
 
 /// Of Debian's package `chromium-headless-shell`, whose `/usr/bin` has a script that would survive it.
@@ -20,7 +21,7 @@ const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 /// A running browser; ended when dropped.
 pub(crate) struct Browser {
-    process: Child,
+    _process: Killed,
     to: UnixStream,
     from: BufReader<UnixStream>,
     last_id: u64,
@@ -57,7 +58,7 @@ impl Browser {
         command.stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
         let process = command.spawn().context("start the browser")?;
         let from = BufReader::new(ours.try_clone().context("duplicate the socket")?);
-        Ok(Self { process, to: ours, from, last_id: 0, events: Vec::new() })
+        Ok(Self { _process: Killed(process), to: ours, from, last_id: 0, events: Vec::new() })
     }
 
     pub(crate) fn open(&mut self, file: &Path) -> Result<Page<'_>> {
@@ -113,14 +114,6 @@ impl Browser {
             bail!("the browser has ended");
         }
         serde_json::from_slice(&message).context("parse a message")
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        // Both fail only if it has ended.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

@@ -6,10 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use kwitness_tests::context::TestContext;
+use kwitness_tests::prelude::*;
 use kwitness_tests::process::run;
-use kwitness_tests::suite::{self, Case};
 
 use devtools::{Browser, Page};
 

@@ -62,8 +62,7 @@ pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(ctx: &Test
 }
 
 fn get(cluster: &Cluster<'_>, kind: &str, name: &str) -> Result<Value> {
-    let text = cluster.api.run(&["get", kind, name, "--namespace", NAMESPACE, "--output=json"])?;
-    serde_json::from_str(&text).with_context(|| format!("parse {kind} {name}"))
+    cluster.api.json(&["get", kind, name, "--namespace", NAMESPACE])
 }
 
 async fn ready(cluster: &Cluster<'_>) -> Result<String> {

@@ -1,14 +1,14 @@
 //! `kubectl kwitness verify deploy/NAME`: a resize of a Deployment's pods, followed to each of them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use kwitness_tests::kubelet::pod_spec;
 use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
-use crate::join::{SOON, sleeping};
+use crate::join::{SOON, sleeper};
 
 const NAME: &str = "resized";
 pub(crate) const LABEL: &str = "app=resized";
@@ -23,6 +23,21 @@ const IN_FORCE: &str = "VERDICT_KIND_IN_FORCE";
 /// The verdict on each pod's `memory.max`, with the amount that the API server wants.
 type Verdicts = BTreeMap<String, (String, String)>;
 
+/// The plugin, for daemons in that namespace.
+pub(crate) fn plugin(
+    ctx: &TestContext,
+    api: &ControlPlane,
+    namespace: &'static str,
+) -> Result<impl Fn(&[&str]) -> Command> {
+    let (program, kubeconfig) = (ctx.environment.plugin(), api.verifying_kubeconfig()?);
+    Ok(move |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.arg("--kubeconfig").arg(&kubeconfig).args(["--kwitness-namespace", namespace]);
+        command.args(arguments);
+        command
+    })
+}
+
 /// Makes the Deployment. Without controllers its pods are whatever has the label, which is all that the plugin goes by.
 pub(crate) fn create(api: &ControlPlane) -> Result<()> {
     api.create(&json!({
@@ -32,7 +47,7 @@ pub(crate) fn create(api: &ControlPlane) -> Result<()> {
         "spec": {
             "replicas": 2,
             "selector": { "matchLabels": { "app": NAME } },
-            "template": { "metadata": { "labels": { "app": NAME } }, "spec": sleeping() },
+            "template": { "metadata": { "labels": { "app": NAME } }, "spec": pod_spec(&[sleeper()]) },
         },
     }))
 }
@@ -40,8 +55,7 @@ pub(crate) fn create(api: &ControlPlane) -> Result<()> {
 /// Waits until the controllers have made both pods, and these run; their names.
 pub(crate) async fn running(api: &ControlPlane) -> Result<Vec<String>> {
     wait_for("the Deployment's pods", SOON, async || {
-        let text = api.run(&["get", "pods", "--selector", LABEL, "--output=json"])?;
-        let list: Value = serde_json::from_str(&text).context("parse the pods")?;
+        let list = api.json(&["get", "pods", "--selector", LABEL])?;
         let pods = list["items"].as_array().into_iter().flatten();
         let running = pods.filter(|pod| pod["status"]["phase"] == "Running");
         let names = running.filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned));
@@ -78,13 +92,11 @@ pub(crate) async fn a_resize_is_followed_to_every_pod(
         ensure!(found == (Some(0), in_force(wanted)), "after the resize of {pod}: {found:?}");
     }
     for pod in [first, second] {
-        let file = limit_file(node, pod).await?;
-        let limit = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        ensure!(limit.trim() == AFTER.to_string(), "{pod} has {limit}");
+        let limit = cgroup::number(&cgroup_of(node, pod).await?, "memory.max")?;
+        ensure!(limit == AFTER, "{pod} has {limit}");
     }
 
-    let file = limit_file(node, second).await?;
-    fs::write(&file, OTHER.to_string()).with_context(|| format!("write {}", file.display()))?;
+    cgroup::write(&cgroup_of(node, second).await?, "memory.max", OTHER)?;
     let (code, found) = verify("0s")?;
     let is_in_force = |pod: &str| found.get(pod).is_some_and(|(verdict, _)| verdict == IN_FORCE);
     ensure!(is_in_force(first) && !is_in_force(second), "{found:?}");
@@ -92,9 +104,9 @@ pub(crate) async fn a_resize_is_followed_to_every_pod(
     Ok(())
 }
 
-async fn limit_file(node: &Node, pod: &str) -> Result<PathBuf> {
+async fn cgroup_of(node: &Node, pod: &str) -> Result<PathBuf> {
     let id = node.running(pod, "").await?.with_context(|| format!("{pod} does not run"))?;
-    Ok(node.cgroup_of(&id).await?.join("memory.max"))
+    node.cgroup_of(&id).await
 }
 
 fn verdicts(text: &str) -> Result<Verdicts> {

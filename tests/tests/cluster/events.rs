@@ -13,8 +13,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kwitness_api::proto::event::Kind;
-use kwitness_api::proto::{CgroupRole, Filter, VerdictKind, VerifyRequest};
-use kwitness_tests::cluster_node::PodRequest;
+use kwitness_api::proto::{Verdict, VerdictKind};
+use kwitness_tests::cluster_node::{PodRequest, registered, running};
 use kwitness_tests::otel::{Collector, Exported, Exporter};
 use kwitness_tests::prelude::*;
 use kwitness_tests::prometheus::Prometheus;
@@ -41,9 +41,9 @@ pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(ctx: &Testbed<'_>) -> Re
     let way = (Pleg::Generic, Way::Straight);
     ctx.with_api(async |api| {
         with_configured_cluster(ctx, api, way, &[&listen], async |cluster| {
-            let directory = tempfile::tempdir_in("/run").context("make a directory for the pods")?;
+            let out = Out::make()?;
             let mut collector = Collector::start(&ctx.environment).await?;
-            let scene = Scene { ctx, cluster, directory: directory.path() };
+            let scene = Scene { ctx, cluster, out: &out };
             scene.play(&collector).await?;
             collector.stop()
         })
@@ -55,7 +55,7 @@ pub(crate) async fn an_oom_kill_is_one_event_of_its_pod(ctx: &Testbed<'_>) -> Re
 struct Scene<'a> {
     ctx: &'a TestContext,
     cluster: &'a Cluster<'a>,
-    directory: &'a Path,
+    out: &'a Out,
 }
 
 /// What a Kubernetes Event of kwitness's is about.
@@ -80,7 +80,7 @@ impl Scene<'_> {
 
         let exporter = self.export(collector, &kubeconfig)?;
         let done = async {
-            self.take_memory(EARLY)?;
+            self.out.signal(EARLY)?;
             self.denied(&exporter).await?;
             api.create(&list(&objects, &["ClusterRole", "ClusterRoleBinding"]))?;
             let event = self.wait_for_event(EARLY, "OOMKilled").await?;
@@ -124,20 +124,18 @@ impl Scene<'_> {
     async fn run_pods(&self) -> Result<BTreeMap<&'static str, String>> {
         let long = self.ctx.environment.long;
         let names: Vec<_> = [EARLY, OUTAGE].into_iter().chain(long.then_some(SHADOWED)).collect();
-        self.cluster.registered().await?;
+        registered(self.cluster.api).await?;
         for name in &names {
             // The kernel kills all of the container, of which each process is an OOM kill of its own.
-            let line = format!(
-                "until [ -e /out/{name} ]; do sleep 0.2; done; tail </dev/zero & tail </dev/zero & wait"
-            );
+            let line = format!("{}; tail </dev/zero & tail </dev/zero & wait", until(name));
             let resources = json!({ "limits": { "memory": LIMIT.to_string() } });
-            let directory = self.directory;
+            let directory = self.out.path();
             let pod = PodRequest { name, line: &line, directory, resources, mounts: &[] };
             self.cluster.api.create(&pod.object())?;
         }
         let mut ids = BTreeMap::new();
         for name in names {
-            ids.insert(name, self.cluster.running(name).await?);
+            ids.insert(name, running(self.cluster.api, self.cluster.node, name).await?);
         }
         Ok(ids)
     }
@@ -155,16 +153,12 @@ impl Scene<'_> {
     }
 
     fn socket(&self) -> PathBuf {
-        self.directory.join("export.sock")
+        self.out.at("export.sock")
     }
 
     fn count(&self, result: &str) -> Result<f64> {
         let series = format!("kwitness_export_kubernetes_events_total{{result=\"{result}\"}}");
         scrape(&self.socket())?.get(&series).copied().with_context(|| format!("no {series}"))
-    }
-
-    fn take_memory(&self, pod: &str) -> Result<()> {
-        fs::write(self.directory.join(pod), "").with_context(|| format!("have {pod} take memory"))
     }
 
     /// Waits until the log says that the account may not, and the count that it is tried again.
@@ -180,8 +174,7 @@ impl Scene<'_> {
 
     /// kwitness's, but for those that stand for a series.
     fn events(&self) -> Result<Vec<Value>> {
-        let text = self.cluster.api.run(&["get", "events", "--namespace", "default", "--output=json"])?;
-        let list: Value = serde_json::from_str(&text).context("parse the events")?;
+        let list = self.cluster.api.json(&["get", "events", "--namespace", "default"])?;
         let all = list["items"].as_array().context("no list of events")?;
         let is_ours = |event: &&Value| event["reportingComponent"] == "kwitness" && event["series"].is_null();
         Ok(all.iter().filter(is_ours).cloned().collect())
@@ -260,19 +253,18 @@ impl Scene<'_> {
 
     /// Another process overwrites a limit that is in force; with `--long`, and one of a pod, which is in force no more for 30 s.
     async fn revert(&self, ids: &BTreeMap<&str, String>) -> Result<()> {
-        let file = self.limit_file(OUTAGE, ids).await?;
+        let cgroup = self.cgroup(OUTAGE, ids).await?;
         self.in_force(OUTAGE).await?;
-        fs::write(&file, LOWER.to_string()).with_context(|| format!("write {}", file.display()))?;
+        cgroup::write(&cgroup, "memory.max", LOWER)?;
         let event = self.wait_for_event(OUTAGE, "LimitReverted").await?;
         let message = event["message"].as_str().context("no message")?;
         ensure!(message.starts_with("memory.max ") && event["action"] == "Resize", "{event:#}");
 
         if ids.contains_key(SHADOWED) {
             self.in_force(SHADOWED).await?;
-            let file = self.limit_file(SHADOWED, ids).await?;
-            let pod = file.parent().and_then(Path::parent).context("a container's cgroup in a pod's")?;
-            let file = pod.join("memory.max");
-            fs::write(&file, LOWER.to_string()).with_context(|| format!("write {}", file.display()))?;
+            let cgroup = self.cgroup(SHADOWED, ids).await?;
+            let pod = cgroup.parent().context("a container's cgroup in a pod's")?;
+            cgroup::write(pod, "memory.max", LOWER)?;
             let event = self.wait_for_event(SHADOWED, "LimitNotInForce").await?;
             let of_container = event["involvedObject"]["fieldPath"] == "spec.containers{main}";
             ensure!(of_container && event["type"] == "Warning", "{event:#}");
@@ -280,28 +272,15 @@ impl Scene<'_> {
         Ok(())
     }
 
-    async fn limit_file(&self, pod: &str, ids: &BTreeMap<&str, String>) -> Result<PathBuf> {
-        let id = ids.get(pod).context("no such pod")?;
-        Ok(self.cluster.node.cgroup_of(id).await?.join("memory.max"))
+    async fn cgroup(&self, pod: &str, ids: &BTreeMap<&str, String>) -> Result<PathBuf> {
+        self.cluster.node.cgroup_of(ids.get(pod).context("no such pod")?).await
     }
 
     /// Waits until the daemon says so of a container's memory limit: what was never in force is not reverted.
     async fn in_force(&self, pod: &str) -> Result<()> {
-        let request = || VerifyRequest {
-            filter: Some(Filter { pods: vec![pod.to_owned()], ..Filter::default() }),
-            ..VerifyRequest::default()
-        };
-        wait_for(&format!("the limit of {pod} to be in force"), SOON, async || {
-            let answer = self.cluster.agent.verify(request()).await.context("call Verify")?;
-            let is_so = answer.verdicts.into_iter().filter_map(|of| of.verdict).any(|verdict| {
-                let role = verdict.cgroup.as_ref().map(|cgroup| cgroup.role());
-                verdict.file == "memory.max"
-                    && role == Some(CgroupRole::Container)
-                    && verdict.verdict() == VerdictKind::InForce
-            });
-            Ok(is_so.then_some(()))
-        })
-        .await
+        let what = format!("the limit of {pod} to be in force");
+        let is_in_force = |verdict: &Verdict| verdict.verdict() == VerdictKind::InForce;
+        limit::judged(self.cluster.agent, &limit::of_pod(pod), &what, SOON, is_in_force).await.map(drop)
     }
 
     /// The kill comes while nothing listens, and its Event when something does.
@@ -309,7 +288,7 @@ impl Scene<'_> {
         let api = self.cluster.api;
         let before = self.count("failed")?;
         api.kill_api_server()?;
-        self.take_memory(OUTAGE)?;
+        self.out.signal(OUTAGE)?;
         wait_for("the exporter to try in vain", SOON, async || {
             Ok((self.count("failed")? > before).then_some(()))
         })

@@ -1,19 +1,13 @@
 //! The guard with a kubelet: a raise through the API, which the kubelet carries out, and does not take back.
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::VerdictKind;
 use kwitness_guard::status::Ended;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::guard::memory_event;
 use kwitness_tests::guarded::{GuardedNode, Terminated};
 use kwitness_tests::limit::Limit;
 use kwitness_tests::oom;
-use kwitness_tests::process::{Managed, cgroup_path, wait_for};
+use kwitness_tests::prelude::*;
 
 use crate::join::SOON;
 
@@ -46,20 +40,16 @@ pub(crate) async fn a_raise_of_the_guard_through_the_api_stays(ctx: &TestContext
 }
 
 async fn raised(cluster: &GuardedNode) -> Result<()> {
-    let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-    let at = directory.path();
-    let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
-    let id = cluster.run(POD, line, at, LIMIT).await?;
-    let pid = cluster.node.pid(&id).await?;
-    let cgroup = cluster.node.cgroup_directory(&cgroup_path(pid)?);
+    let out = Out::make()?;
+    let id = cluster.run(POD, KEEP, out.path(), LIMIT).await?;
+    let (pid, cgroup) = (cluster.node.pid(&id).await?, cluster.node.cgroup_of(&id).await?);
     cluster.guard.wait_armed(1).await?;
-    let _feeder = feeder(at)?;
+    let _feeder = feeder(&out)?;
 
     for (stage, limit) in RAISED.into_iter().enumerate() {
-        fs::write(at.join(format!("take{stage}")), "").context("have more memory taken")?;
+        out.signal(&format!("take{stage}"))?;
         in_force(cluster, &id, limit).await?;
-        let taken = async || Ok(at.join(format!("taken{stage}")).exists().then_some(()));
-        wait_for("the memory to be taken", SOON, taken).await?;
+        out.wait(&format!("taken{stage}"), SOON).await?;
         let holds = holds(cluster).await?;
         println!("{} MiB in force, {:?}", limit / MIB, holds.last());
         // The kubelet may report the resize as under way for a while: that does not keep the guard from the next. A cool-down does.
@@ -77,12 +67,12 @@ async fn raised(cluster: &GuardedNode) -> Result<()> {
     let looked = async || Ok((looks()? > before).then_some(()));
     wait_for("the kubelet to look at the pod again", SOON, looked).await?;
     let [.., last] = RAISED;
-    let limit = fs::read_to_string(cgroup.join("memory.max")).context("read memory.max")?;
-    ensure!(limit.trim() == last.to_string(), "the kubelet has set {limit}");
+    let limit = cgroup::number(&cgroup, "memory.max")?;
+    ensure!(limit == last, "the kubelet has set {limit}");
     in_force(cluster, &id, last).await?;
     ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
 
-    fs::write(at.join("end"), "").context("end the pipe")?;
+    out.signal("end")?;
     completed(cluster).await
 }
 
@@ -93,24 +83,19 @@ pub(crate) async fn a_raise_of_the_guard_through_the_api_is_given_back(ctx: &Tes
 }
 
 async fn given_back(cluster: &GuardedNode) -> Result<()> {
-    let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-    let at = directory.path();
-    let line = "mkfifo /out/gate; tail </out/gate >/dev/null; until [ -e /out/stop ]; do sleep 0.1; done";
-    let id = cluster.run(POD, line, at, LIMIT).await?;
+    let out = Out::make()?;
+    let line = format!("mkfifo /out/gate; tail </out/gate >/dev/null; {}", until("stop"));
+    let id = cluster.run(POD, &line, out.path(), LIMIT).await?;
     let cgroup = cluster.node.cgroup_of(&id).await?;
     cluster.guard.wait_armed(1).await?;
-    let feeder = feeder(at)?;
-    fs::write(at.join("take0"), "").context("have more memory taken")?;
+    let feeder = feeder(&out)?;
+    out.signal("take0")?;
     let [raised, _] = RAISED;
     in_force(cluster, &id, raised).await?;
     resized(cluster).await?;
     // The pipe ends with the feeder, and tail with the pipe: what was taken is free.
     drop(feeder);
-    let limit = async || {
-        let limit = fs::read_to_string(cgroup.join("memory.max")).context("read memory.max")?;
-        Ok((limit.trim() == LIMIT.to_string()).then_some(()))
-    };
-    wait_for("the limit to be given back", SOON, limit).await?;
+    cgroup::wait_number(&cgroup, "memory.max", SOON, |limit| limit == LIMIT).await?;
     let returned = cluster.guard.wait("the return", |status| (status.returned > 0).then_some(()));
     returned.await?;
     in_force(cluster, &id, LIMIT).await?;
@@ -118,7 +103,7 @@ async fn given_back(cluster: &GuardedNode) -> Result<()> {
     let of_spec = &spec["spec"]["containers"][0]["resources"]["limits"]["memory"];
     ensure!(of_spec == "64Mi", "the spec has {of_spec}");
     ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
-    fs::write(at.join("stop"), "").context("end the container")?;
+    out.signal("stop")?;
     completed(cluster).await
 }
 
@@ -128,30 +113,27 @@ pub(crate) async fn a_pods_own_limit_rises_with_its_containers(ctx: &TestContext
 }
 
 async fn raised_with_pod(cluster: &GuardedNode) -> Result<()> {
-    let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-    let at = directory.path();
-    let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
-    let id = cluster.run_limited(POD, line, at, LIMIT).await?;
+    let out = Out::make()?;
+    let id = cluster.run_limited(POD, KEEP, out.path(), LIMIT).await?;
     let cgroup = cluster.node.cgroup_of(&id).await?;
-    let of_pod = cgroup.parent().context("the container's cgroup is in its pod's")?.join("memory.max");
-    let pods = || fs::read_to_string(&of_pod).with_context(|| format!("read {}", of_pod.display()));
-    let before = pods()?;
-    ensure!(before.trim() == LIMIT.to_string(), "the pod's own limit is {before}");
+    let of_pod = cgroup.parent().context("the container's cgroup is in its pod's")?;
+    let before = cgroup::number(of_pod, "memory.max")?;
+    ensure!(before == LIMIT, "the pod's own limit is {before}");
     cluster.guard.wait_armed(1).await?;
-    let _feeder = feeder(at)?;
-    fs::write(at.join("take0"), "").context("have more memory taken")?;
+    let _feeder = feeder(&out)?;
+    out.signal("take0")?;
     let [raised, _] = RAISED;
     in_force(cluster, &id, raised).await?;
     resized(cluster).await?;
-    let after = pods()?;
-    ensure!(after.trim() == raised.to_string(), "the pod's own limit is {after}");
+    let after = cgroup::number(of_pod, "memory.max")?;
+    ensure!(after == raised, "the pod's own limit is {after}");
     let spec = cluster.api.get("pod", POD)?["spec"].take();
     for of in [&spec["resources"], &spec["containers"][0]["resources"]] {
         ensure!(of["limits"]["memory"] == "128Mi" && of["requests"]["memory"] == "16Mi", "{of}");
     }
     ensure!(memory_event(&cgroup, "oom_kill")? == 0, "OOM-killed");
-    fs::write(at.join("take1"), "").context("have the rest taken")?;
-    fs::write(at.join("end"), "").context("end the pipe")?;
+    out.signal("take1")?;
+    out.signal("end")?;
     completed(cluster).await
 }
 
@@ -199,8 +181,8 @@ async fn in_force(cluster: &GuardedNode, id: &str, limit: u64) -> Result<()> {
 }
 
 /// Fills the pipe, outside of the container, as its files appear.
-fn feeder(directory: &Path) -> Result<Managed> {
-    let at = directory.display();
+fn feeder(out: &Out) -> Result<Managed> {
+    let at = out.path().display();
     let mut line = format!("exec 3>{at}/gate");
     for (stage, bytes) in TAKEN.into_iter().enumerate() {
         line +=
@@ -210,7 +192,7 @@ fn feeder(directory: &Path) -> Result<Managed> {
     line += &format!("; until [ -e {at}/end ]; do sleep 0.1; done");
     let mut command = Command::new("sh");
     command.args(["-c", &line]);
-    Managed::spawn("feeder", command, &directory.join("log"))
+    Managed::spawn("feeder", command, &out.at("log"))
 }
 
 /// The demo's claims, and that it can be shown.

@@ -2,19 +2,15 @@
 //!
 //! Every pod of a test has another name, none the beginning of another's, and stays until the cluster ends.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_guard::status::Status;
 use kwitness_tests::cluster_node::PodRequest;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::guard::memory_event;
 use kwitness_tests::guarded::GuardedNode;
-use kwitness_tests::process::{Managed, wait_for};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use kwitness_tests::prelude::*;
+use nix::sys::signal::Signal;
+use procfs::{Current as _, Meminfo};
 use serde_json::{Value, json};
 
 use crate::join::SOON;
@@ -34,7 +30,7 @@ const OF_TWO: u64 = 25_000_000;
 struct Pod<'a> {
     cluster: &'a GuardedNode,
     name: &'a str,
-    directory: tempfile::TempDir,
+    out: Out,
 }
 
 impl<'a> Pod<'a> {
@@ -46,11 +42,11 @@ impl<'a> Pod<'a> {
         edit: impl FnOnce(&mut Value),
         armed: &[&str],
     ) -> Result<Self> {
-        let directory = tempfile::tempdir_in("/run").context("make a directory for the pipes")?;
+        let out = Out::make()?;
         let line = "mkfifo /out/main; exec tail </out/main >/dev/null";
         let resources =
             json!({ "requests": { "memory": "16Mi" }, "limits": { "memory": LIMIT.to_string() } });
-        let request = PodRequest { name, line, directory: directory.path(), resources, mounts: &[] };
+        let request = PodRequest { name, line, directory: out.path(), resources, mounts: &[] };
         let mut object = request.object();
         edit(&mut object);
         cluster.api.create(&object)?;
@@ -58,35 +54,29 @@ impl<'a> Pod<'a> {
         let what = format!("{armed:?} to be armed");
         let all = |status: &Status| armed.iter().all(|name| is_armed(name, status)).then_some(());
         cluster.guard.wait(&what, all).await?;
-        Ok(Self { cluster, name, directory })
+        Ok(Self { cluster, name, out })
     }
 
     /// Fills that container's pipe from outside of it, and keeps it open.
     async fn take(&self, container: &str, bytes: u64) -> Result<Managed> {
-        let gate = self.directory.path().join(container);
-        wait_for("the pipe", SOON, async || Ok(gate.exists().then_some(()))).await?;
-        let at = self.directory.path().display();
+        self.out.wait(container, SOON).await?;
+        let at = self.out.path().display();
         let line = format!(
             "exec 3>{at}/{container}; head -c {bytes} /dev/zero >&3; : >{at}/taken-{container}; exec sleep 100000"
         );
         let mut command = Command::new("sh");
         command.args(["-c", &line]);
-        Managed::spawn("feeder", command, &self.directory.path().join(format!("log-{container}")))
+        Managed::spawn("feeder", command, &self.out.at(&format!("log-{container}")))
     }
 
     /// Waits until the container has taken all of it: it has been continued.
     async fn taken(&self, container: &str) -> Result<()> {
-        let file = self.directory.path().join(format!("taken-{container}"));
-        wait_for("the memory to be taken", SOON, async || Ok(file.exists().then_some(()))).await
+        self.out.wait(&format!("taken-{container}"), SOON).await
     }
 
     /// The directory of the cgroup that is armed by that name.
     async fn cgroup(&self, container: &str) -> Result<PathBuf> {
-        let name = format!("default/{}/{container}", self.name);
-        let status = self.cluster.guard.status().await?;
-        let armed = status.armed.iter().find(|armed| armed.name == name);
-        let armed = armed.with_context(|| format!("{name} is not armed: {status:?}"))?;
-        self.cluster.node.cgroup_of(&armed.container_id).await
+        self.cluster.node.cgroup_of(&self.container_id(container).await?).await
     }
 
     /// Its spec, as the API has it.
@@ -103,21 +93,16 @@ impl<'a> Pod<'a> {
         Ok(of_container.filter_map(|ended| ended.refused).collect())
     }
 
-    async fn container_id(&self) -> Result<String> {
-        let name = format!("default/{}/main", self.name);
+    async fn container_id(&self, container: &str) -> Result<String> {
+        let name = format!("default/{}/{container}", self.name);
         let status = self.cluster.guard.status().await?;
-        let armed = status.armed.into_iter().find(|armed| armed.name == name);
-        Ok(armed.with_context(|| format!("{name} is not armed"))?.container_id)
+        let armed = status.armed.iter().find(|armed| armed.name == name);
+        Ok(armed.with_context(|| format!("{name} is not armed: {status:?}"))?.container_id.clone())
     }
 }
 
 async fn wait_limit(directory: &Path, limit: u64) -> Result<()> {
-    let file = directory.join("memory.max");
-    wait_for(&format!("{} to be {limit}", file.display()), SOON, async || {
-        let now = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        Ok((now.trim() == limit.to_string()).then_some(()))
-    })
-    .await
+    cgroup::wait_number(directory, "memory.max", SOON, |now| now == limit).await.map(drop)
 }
 
 /// Guaranteed; with a limit of the pod's own that its container has, too; with one that two containers share.
@@ -207,9 +192,7 @@ const ALLOCATABLE: u64 = 256 << 10;
 
 /// More than the node has in all, and more than other pods leave: everything runs again.
 pub(crate) async fn what_the_node_has_no_room_for_ends_the_hold(ctx: &TestContext) -> Result<()> {
-    let memory = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
-    let total: u64 = total.context("no MemTotal")?.parse().context("MemTotal is no number")?;
+    let total = Meminfo::current().context("read /proc/meminfo")?.mem_total >> 10;
     let rest = total.checked_sub(ALLOCATABLE).context("this machine has too little memory")?;
     let settings = [
         ("systemReserved".to_owned(), json!({ "memory": format!("{rest}Ki") })),
@@ -262,7 +245,7 @@ pub(crate) async fn what_the_api_refuses_ends_the_hold(ctx: &TestContext) -> Res
 
 /// A pod whose raise does not come, for one of these reasons. It ends with what fills it.
 async fn refused(pod: &Pod<'_>, reasons: &[&str]) -> Result<Managed> {
-    let (id, cgroup) = (pod.container_id().await?, pod.cgroup("main").await?);
+    let (id, cgroup) = (pod.container_id("main").await?, pod.cgroup("main").await?);
     let feeder = pod.take("main", ALONE).await?;
     pod.taken("main").await?;
     let refusals = pod.refusals(&id).await?;
@@ -320,13 +303,12 @@ async fn offline(cluster: &GuardedNode) -> Result<()> {
 /// Its kubelet does not see that yet, or it would have killed it.
 async fn deleted(cluster: &GuardedNode) -> Result<()> {
     let pod = Pod::start(cluster, "deleted", |_| {}, &["default/deleted/main"]).await?;
-    let kubelet = Pid::from_raw(cluster.kubelet.pid().cast_signed());
-    kill(kubelet, Signal::SIGSTOP).context("stop the kubelet")?;
+    process::signal(cluster.kubelet.pid(), Signal::SIGSTOP)?;
     let done = async {
         cluster.api.run(&["delete", "pod", "deleted", "--wait=false"])?;
         refused(&pod, &["gone"]).await.map(drop)
     };
     let done = done.await;
-    kill(kubelet, Signal::SIGCONT).context("continue the kubelet")?;
+    process::signal(cluster.kubelet.pid(), Signal::SIGCONT)?;
     done
 }

@@ -1,12 +1,11 @@
 //! The Kubernetes API as a source: what it says of a resize beside what the kernel has, and that it is wrong where it is.
 
-use std::fs;
 use std::path::Path;
 
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{
-    CgroupRole, Filter, KubernetesComparison, KubernetesDisagreement, KubernetesDisagreementReason,
-    KubernetesLimit, Verdict, VerdictKind, VerifyRequest,
+    KubernetesComparison, KubernetesDisagreement, KubernetesDisagreementReason, KubernetesLimit, Verdict,
+    VerdictKind,
 };
 use kwitness_tests::prelude::*;
 
@@ -36,13 +35,13 @@ async fn is_named(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
     let way = (Pleg::Generic, Way::Proxy);
     with_configured_cluster(ctx, api, way, &settings, async |cluster| {
         let id = cluster.pod(POD).await?;
-        let file = cluster.node.cgroup_of(&id).await?.join("memory.max");
+        let directory = cluster.node.cgroup_of(&id).await?;
         agrees(cluster, "64Mi", "32Mi").await?;
         cluster.api.run(&["patch", "pod", POD, "--subresource=resize", "--patch", PATCH])?;
         let resized = agrees(cluster, "96Mi", "48Mi").await?;
         ensure!(resized.generation == resized.observed_generation, "{resized:?}");
-        sabotage(cluster, &file).await?;
-        fs::write(&file, RESIZED.to_string()).context("restore memory.max")?;
+        sabotage(cluster, &directory).await?;
+        cgroup::write(&directory, "memory.max", RESIZED)?;
         agrees(cluster, "96Mi", "48Mi").await?;
         connected(cluster).await
     })
@@ -50,9 +49,9 @@ async fn is_named(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
 }
 
 /// Overwrites the limit behind the kubelet's back, and waits until that is named, with both times.
-async fn sabotage(cluster: &Cluster<'_>, file: &Path) -> Result<()> {
+async fn sabotage(cluster: &Cluster<'_>, directory: &Path) -> Result<()> {
     let began = wall()?;
-    fs::write(file, SABOTAGED.to_string()).context("overwrite memory.max")?;
+    cgroup::write(directory, "memory.max", SABOTAGED)?;
     let ended = wall()?;
     let verdict = until(cluster, "the API and the kernel to disagree", |_, of| {
         of.comparison() == KubernetesComparison::Disagrees
@@ -99,20 +98,8 @@ async fn until(
     what: &str,
     is_so: impl Fn(&Verdict, &KubernetesLimit) -> bool,
 ) -> Result<Verdict> {
-    let request = || VerifyRequest {
-        filter: Some(Filter { pods: vec![POD.to_owned()], ..Filter::default() }),
-        ..VerifyRequest::default()
-    };
-    wait_for(what, SOON, async || {
-        let answer = cluster.agent.verify(request()).await.context("call Verify")?;
-        let of_container = |verdict: &Verdict| {
-            let role = verdict.cgroup.as_ref().map(|cgroup| cgroup.role());
-            verdict.file == "memory.max" && role == Some(CgroupRole::Container)
-        };
-        let verdict = answer.verdicts.into_iter().filter_map(|of| of.verdict).find(of_container);
-        Ok(verdict.filter(|verdict| verdict.kubernetes.as_ref().is_some_and(|of| is_so(verdict, of))))
-    })
-    .await
+    let is_so = |verdict: &Verdict| verdict.kubernetes.as_ref().is_some_and(|of| is_so(verdict, of));
+    limit::judged(cluster.agent, &limit::of_pod(POD), what, SOON, is_so).await
 }
 
 async fn connected(cluster: &Cluster<'_>) -> Result<()> {

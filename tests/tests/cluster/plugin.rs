@@ -48,13 +48,7 @@ async fn tour(
     cluster.pod("agent").await?;
     api.run(&["label", "pod", "agent", LABEL])?;
     let id = cluster.pod("web").await?;
-    let kubeconfig = api.verifying_kubeconfig()?;
-    let plugin = |arguments: &[&str]| {
-        let mut command = Command::new(ctx.environment.plugin());
-        command.arg("--kubeconfig").arg(&kubeconfig).args(["--kwitness-namespace", "default"]);
-        command.args(arguments);
-        command
-    };
+    let plugin = deployment::plugin(ctx, api, "default")?;
 
     let status = run(&mut plugin(&["status"]))?;
     ensure!(status.lines().nth(1).is_some_and(|line| line.starts_with(NODE)), "{status}");

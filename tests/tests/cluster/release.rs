@@ -16,10 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aya::programs::loaded_programs;
-use kwitness_api::Timestamp;
-use kwitness_api::proto::WatchRequest;
-use kwitness_api::proto::kwitness_client::KwitnessClient;
-use kwitness_tests::agent::connect;
+use kwitness_tests::agent::replay;
 use kwitness_tests::control_plane::Extent;
 use kwitness_tests::outage::Storm;
 use kwitness_tests::prelude::*;
@@ -39,8 +36,6 @@ const SOCKET: &str = "/run/kwitness/kwitness.sock";
 const PATIENCE: &str = "--set=terminationGracePeriodSeconds=120";
 /// Whose pods are replaced, with all of a control plane on an emulated processor.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Of an answer of the daemon's, in bytes.
-const MESSAGE_MAX: usize = 64 << 20;
 const LIVES: usize = 20;
 /// Between two of them: the upgrade needs the processor, too.
 const BETWEEN: Duration = Duration::from_millis(100);
@@ -135,20 +130,13 @@ impl<'a> Release<'a> {
     }
 
     fn get(&self, kind: &str, more: &[&str]) -> Result<Value> {
-        let get = ["get", kind, "--namespace", NAMESPACE, "--output=json"];
-        let text = self.api.run(&[&get[..], more].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("parse {kind}"))
+        let get = ["get", kind, "--namespace", NAMESPACE];
+        self.api.json(&[&get[..], more].concat())
     }
 
     /// From outside, through the API server: the node's daemon, and the pods that controllers have made.
     async fn follow_a_deployment(&self, node: &Node) -> Result<()> {
-        let kubeconfig = self.api.verifying_kubeconfig()?;
-        let plugin = |arguments: &[&str]| {
-            let mut command = Command::new(self.ctx.environment.plugin());
-            command.arg("--kubeconfig").arg(&kubeconfig).args(["--kwitness-namespace", NAMESPACE]);
-            command.args(arguments);
-            command
-        };
+        let plugin = deployment::plugin(self.ctx, self.api, NAMESPACE)?;
         let said = run(&mut plugin(&["status"]))?;
         ensure!(said.lines().nth(1).is_some_and(|line| line.starts_with(NODE)), "{said}");
         deployment::create(self.api)?;
@@ -160,7 +148,7 @@ impl<'a> Release<'a> {
     async fn upgrade(&self) -> Result<()> {
         let storm = Storm::paced(Kubepods::make(&self.ctx.environment)?, BETWEEN);
         storm.more(LIVES).await?;
-        let epoch = epochs(&replay().await?);
+        let epoch = epochs(&replay(Path::new(SOCKET)).await?);
         ensure!(epoch.len() == 1 && Path::new(PINS).exists(), "{epoch:?}; is something pinned at {PINS}?");
         self.roll_out(&["upgrade", REUSE], &["--set=config.log.level=debug", "--set=http.port=9778"]).await?;
         storm.more(LIVES).await?;
@@ -168,7 +156,7 @@ impl<'a> Release<'a> {
         let last = lived.last().context("nothing lived")?;
         let seen = wait_for("the last container's end", LIMIT, async || {
             // The next daemon may not serve yet.
-            let Ok(seen) = replay().await else { return Ok(None) };
+            let Ok(seen) = replay(Path::new(SOCKET)).await else { return Ok(None) };
             Ok(seen.milestones(&last.id).contains(&"deleted").then_some(seen))
         })
         .await?;
@@ -222,16 +210,6 @@ impl<'a> Release<'a> {
         ensure!(names.is_empty(), "left in {RUN}: {names:?}");
         Ok(())
     }
-}
-
-async fn replay() -> Result<Seen> {
-    let client = KwitnessClient::new(connect(Path::new(SOCKET)).await?);
-    let client = client.max_decoding_message_size(MESSAGE_MAX);
-    let since = Some(Timestamp { seconds: 0, nanos: 0 });
-    let request = WatchRequest { since, no_follow: true, ..WatchRequest::default() };
-    let mut watcher = Watcher::open(client, request).await?;
-    watcher.wait_end().await?.context("the replay ended with an error")?;
-    Ok(watcher.seen())
 }
 
 fn epochs(seen: &Seen) -> BTreeSet<String> {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use kwitness_api::proto::event::Kind;
-use kwitness_api::proto::{CgroupRole, Filter, VerdictKind, VerifyRequest, Wanted, WatchRequest, wanted};
+use kwitness_api::proto::{CgroupRole, VerdictKind, VerifyRequest, WatchRequest};
 use kwitness_tests::prelude::*;
 use serde_json::json;
 
@@ -45,14 +45,14 @@ async fn all_ways(ctx: &Testbed<'_>, api: &ControlPlane) -> Result<()> {
 
 /// Patches, and waits until all say that it is done: what the kernel has is in force, and nothing before that.
 async fn resized(cluster: &Cluster<'_>, name: &str, id: &str) -> Result<()> {
-    let before = verdicts(cluster.agent, request(name, id, 64 << 20, 200, 60_000)).await?;
+    let before = verdicts(cluster.agent, request(id, 64 << 20, 200, 60_000)).await?;
     ensure!(all_in_force(&before), "before the resize: {before:?}");
-    let watch = WatchRequest { filter: Some(of_pod(name)), ..from_now() };
+    let watch = WatchRequest { filter: limit::of_pod(name).filter, ..from_now() };
     let mut watcher = cluster.agent.watch(watch).await?;
     cluster.api.run(&["patch", "pod", name, "--subresource=resize", "--patch", PATCH])?;
     // One call answers when all is in force, and not before; others look at it as it is.
-    let waiting = in_force(cluster, request(name, id, MEMORY, MILLI_CPU, 600_000));
-    let looking = in_force(cluster, request(name, id, MEMORY, MILLI_CPU, 0));
+    let waiting = in_force(cluster, request(id, MEMORY, MILLI_CPU, 600_000));
+    let looking = in_force(cluster, request(id, MEMORY, MILLI_CPU, 0));
     let (waited, looked, ()) = tokio::try_join!(waiting, looking, settled(cluster, name))?;
 
     let seen = watcher.wait_until("the last write", |seen| {
@@ -115,20 +115,9 @@ async fn settled(cluster: &Cluster<'_>, name: &str) -> Result<()> {
     .await
 }
 
-fn of_pod(name: &str) -> Filter {
-    Filter { pods: vec![name.to_owned()], ..Filter::default() }
-}
-
-fn request(name: &str, id: &str, memory: u64, milli_cpu: u64, wait_ms: u32) -> VerifyRequest {
-    VerifyRequest {
-        filter: Some(Filter { containers: vec![id.to_owned()], ..of_pod(name) }),
-        wanted: Some(Wanted {
-            memory: Some(wanted::Memory::MemoryBytes(memory)),
-            cpu: Some(wanted::Cpu::MilliCpu(milli_cpu)),
-        }),
-        wait_ms,
-        prove_ms: 0,
-    }
+fn request(id: &str, memory: u64, milli_cpu: u64, wait_ms: u32) -> VerifyRequest {
+    let wanted = Some(limit::wanted(Some(memory), Some(milli_cpu)));
+    VerifyRequest { wanted, wait_ms, ..limit::of_container(id) }
 }
 
 async fn verdicts(agent: &Agent, request: VerifyRequest) -> Result<Verdicts> {

@@ -20,9 +20,7 @@ fn update(id: &str, memory: i64, shares: i64) -> cri::UpdateContainerResourcesRe
 /// What the daemon says of a container, as soon as it knows of a request that was received at that time or later.
 async fn known(agent: &Agent, id: &str, since: u64) -> Result<Vec<proto::VerdictOf>> {
     wait_for("the daemon to know of the request", LIMIT, async || {
-        let filter = Some(proto::Filter { containers: vec![id.to_owned()], ..Default::default() });
-        let request = proto::VerifyRequest { filter, ..Default::default() };
-        let Ok(answer) = agent.verify(request).await else { return Ok(None) };
+        let Ok(answer) = agent.verify(limit::of_container(id)).await else { return Ok(None) };
         let knows =
             |of: &proto::VerdictOf| of.last_request.as_ref().is_some_and(|last| last.received >= since);
         Ok(Some(answer.verdicts).filter(|verdicts| verdicts.iter().any(knows)))
@@ -90,10 +88,8 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
     let reported = proto::ReportCriRequestsRequest { requests: vec![request] };
     let answer = agent.client().await?.report_cri_requests(reported).await?.into_inner();
     ensure!(answer.accepted == 1, "{answer:?}");
-    let filter = Some(proto::Filter { pods: vec![pod.spec.uid.clone()], ..Default::default() });
-    let request = proto::VerifyRequest { filter, ..Default::default() };
     wait_for("what was requested for the pod", LIMIT, async || {
-        let mut verdicts = agent.verify(request.clone()).await?.verdicts;
+        let mut verdicts = agent.verify(limit::of_pod(&pod.spec.uid)).await?.verdicts;
         verdicts.retain(|of| of.container.is_none());
         let limit = requested(&verdicts, "memory.max").filter(|limit| limit.value == (32 << 20).to_string());
         Ok(limit.map(drop))
@@ -127,8 +123,7 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
     ensure!(before.get("cri_requests_known") == Some(&1), "{before:?}");
     node.remove_container(&id).await?;
     wait_for("it to be forgotten", LIMIT, async || {
-        let filter = Some(proto::Filter { containers: vec![id.clone()], ..Default::default() });
-        let gone = agent.verify(proto::VerifyRequest { filter, ..Default::default() }).await.is_err();
+        let gone = agent.verify(limit::of_container(&id)).await.is_err();
         let counters = agent.status().await?.counters;
         Ok((gone && counters.get("cri_requests_known") == Some(&0)).then_some(()))
     })

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Exec, Exited, Process, Started};
@@ -11,28 +11,18 @@ use kwitness_tests::container_node::{ContainerNode, Daemon};
 use kwitness_tests::handmade::new_id;
 use kwitness_tests::pod::new_uid;
 use kwitness_tests::prelude::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use kwitness_tests::process::Killed;
+use nix::sys::signal::Signal;
 
 const BUSYBOX: &str = "/usr/bin/busybox";
 /// A container's program: waits for another one to end, and exits with code 7.
 const WAIT: &str = "/usr/bin/busybox sleep 1000; exit 7";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What starts a container; a node cannot end before its parent, which is outside, has waited for it.
-struct Helper(Child);
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        // Both fail only for one that was waited for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A running container, with what its processes are called.
 struct Running {
-    helper: Helper,
+    /// What has started it; a node cannot end before its parent, which is outside, has waited for it.
+    helper: Killed,
     container: HandMade,
     /// The helper's id on the node.
     helper_id: u32,
@@ -43,14 +33,12 @@ struct Running {
 
 impl Running {
     async fn start(node: &ContainerNode, container: HandMade) -> Result<Self> {
-        let helper = Helper(node.start_container(&container, BUSYBOX, &["sh", "-c", WAIT])?);
-        let members = container.cgroup().directory().join("cgroup.procs");
+        let helper = Killed(node.start_container(&container, BUSYBOX, &["sh", "-c", WAIT])?);
         let processes = wait_for("the container's processes", LIMIT, async || {
-            let pids = fs::read_to_string(&members).context("read the container's processes")?;
             let mut processes: [Option<(u32, u32)>; 3] = [None; 3];
-            for pid in pids.lines().map(str::parse::<u32>) {
+            for pid in cgroup::pids(container.cgroup().directory())? {
                 // Here, on the node, and in the container, where the main process is the first.
-                match process::ids(pid?).as_deref() {
+                match process::ids(pid).as_deref() {
                     Ok(&[outside, on_node]) => processes[0] = Some((outside, on_node)),
                     Ok(&[outside, on_node, 1]) => processes[1] = Some((outside, on_node)),
                     Ok(&[outside, on_node, _]) => processes[2] = Some((outside, on_node)),
@@ -72,8 +60,8 @@ impl Running {
 
     /// Ends the program that the main process waits for, and so the container.
     fn end(&mut self) -> Result<()> {
-        kill(Pid::from_raw(self.waited_for.0.cast_signed()), Signal::SIGKILL).context("kill the program")?;
-        let status = self.helper.0.wait().context("wait for the container")?;
+        process::signal(self.waited_for.0, Signal::SIGKILL)?;
+        let status = self.helper.wait().context("wait for the container")?;
         ensure!(status.code() == Some(7), "the container: {status}");
         Ok(())
     }

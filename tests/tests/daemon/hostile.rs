@@ -4,17 +4,12 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{self, GapCause, Problem, event::Kind};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::cgroup::{self, Nest, TestCgroup};
-use kwitness_tests::context::TestContext;
+use kwitness_tests::cgroup::{Nest, TestCgroup};
 use kwitness_tests::events;
-use kwitness_tests::handmade::{HandMade, Kubepods};
 use kwitness_tests::pod::new_uid;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 use crate::manners::NOBODY;
 

@@ -15,12 +15,9 @@ mod standby;
 mod subtree;
 mod top;
 
-use anyhow::Result;
 use kwitness_tests::alone;
 use kwitness_tests::container_node;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
 
 fn main() -> Result<()> {
     handmade::become_container_if_requested()?;

@@ -3,17 +3,12 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_api::proto::{Basis, Event, GapCause, event};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::events::{self, Seen};
-use kwitness_tests::handmade::Kubepods;
+use kwitness_tests::events;
 use kwitness_tests::hostile::{attack_all, attack_with_bodies};
 use kwitness_tests::pod::new_uid;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 use nix::sys::signal::Signal;
 
 use crate::command::{client, kwitness, run, run_in_pid_namespace, run_in_time_namespace};

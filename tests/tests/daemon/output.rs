@@ -8,8 +8,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use kwitness_api::proto::{ContainerState, Event, State, StatusResponse};
 use kwitness_tests::events::short;
 use kwitness_tests::prelude::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::command::{Done, a_short_life, client, kwitness, run};
@@ -231,7 +230,7 @@ fn check_quiet_end(child: Child, code: i32) -> Result<()> {
 pub(crate) async fn events_end_with_control_c(ctx: &TestContext) -> Result<()> {
     ctx.with_agent(&[], async |agent| {
         let (child, output) = following(ctx, agent)?;
-        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT).context("send SIGINT")?;
+        process::signal(child.id(), Signal::SIGINT)?;
         drop(output);
         check_quiet_end(child, 130)
     })
@@ -306,7 +305,7 @@ pub(crate) async fn verdicts_and_containers_go_on_after_a_restart(ctx: &TestCont
         });
         let said = tokio::time::timeout(LIMIT, notes).await.context("it does not come back")???;
         ensure!(said.contains("is gone") && said.contains("is back"), "{words:?} said `{said}`");
-        kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT).context("send SIGINT")?;
+        process::signal(child.id(), Signal::SIGINT)?;
         let status = child.wait().with_context(|| format!("wait for {words:?}"))?;
         ensure!(status.code() == Some(130), "{words:?}: {status}");
         agent.stop()?;

@@ -1,10 +1,8 @@
 //! What the daemon may do once it is ready, as the kernel says of each of its threads.
 
-use anyhow::{Context, Result, ensure};
 use kwitness_agent::privileges::{LASTING, SETUP};
 use kwitness_service::privileges::{CapabilitySet, Privilege};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::process;
+use kwitness_tests::prelude::*;
 
 pub(crate) async fn each_thread_has_kept_what_is_documented(ctx: &TestContext) -> Result<()> {
     // What it was started with.

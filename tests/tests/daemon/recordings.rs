@@ -4,18 +4,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_agent::clock::Clock;
 use kwitness_api::Timestamp;
 use kwitness_api::proto::{ContainerState, Event, State, UsageSample};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::events::{Seen, kind, short};
-use kwitness_tests::handmade::Kubepods;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::events::short;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::Killed;
 use serde_json::Value;
 
 use crate::command::{Done, a_short_life, client, kwitness, run};
@@ -35,7 +31,9 @@ async fn of_file(ctx: &TestContext, file: &Path, line: &str) -> Result<Done> {
 }
 
 /// A recorder that is ended as by a crash when it is dropped.
-struct Recorder(Child);
+struct Recorder {
+    _process: Killed,
+}
 
 impl Recorder {
     /// Starts one, and waits until what happens from then on is recorded.
@@ -47,7 +45,7 @@ impl Recorder {
     async fn start_with(ctx: &TestContext, agent: &Agent, file: &Path, arguments: &[&str]) -> Result<Self> {
         let mut command = kwitness(ctx, ["record", "-o"]);
         command.arg(file).args(arguments).arg("--socket").arg(agent.socket()).stderr(Stdio::null());
-        let recorder = Self(command.spawn().context("start the recorder")?);
+        let recorder = Self { _process: Killed(command.spawn().context("start the recorder")?) };
         // The snapshot comes after the place from which on it records.
         recorder.has_line(file, "snapshot").await?;
         Ok(recorder)
@@ -70,14 +68,6 @@ impl Recorder {
             Ok(json_lines::<Event>(&done)?.iter().any(|event| is_end(event, id)).then_some(()))
         })
         .await
-    }
-}
-
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        // Both fail only if it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -1,9 +1,7 @@
 //! The demos that need a compiler or a JVM in the node's root: every claim of theirs holds, and they can be shown.
 
-use anyhow::Result;
 use kwitness_tests::boost::{build, startup};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::suite::{self, Case};
+use kwitness_tests::prelude::*;
 
 fn main() -> Result<()> {
     let ctx = TestContext::new()?;

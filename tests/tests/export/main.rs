@@ -4,13 +4,10 @@ mod metrics;
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_tests::alone;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::handmade::{self, Kubepods};
 use kwitness_tests::otel::{Collector, Exported, Exporter};
 use kwitness_tests::outage::{Lived, Storm};
-use kwitness_tests::suite;
+use kwitness_tests::prelude::*;
 
 /// Lives between two incidents, at least.
 const LIVES: usize = 20;

@@ -2,27 +2,17 @@
 //!
 //! Its memory is that of one `mmap` with `MAP_POPULATE`, of more than its limit. No raise comes before the test lets it.
 
-use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::agent::{Agent, Watcher, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::events::Seen;
-use kwitness_tests::guard::{Guard, memory_event};
 use kwitness_tests::hog::{self, KILLED, POD};
 use kwitness_tests::late_runtime::LateRuntime;
-use kwitness_tests::node::Node;
-use kwitness_tests::pod::{Pod, PodSpec};
-use kwitness_tests::process::wait_for;
+use kwitness_tests::pod::this_program;
+use kwitness_tests::prelude::*;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
 /// Set in a container whose child is this program: how many bytes it takes with one system call.
 const SIZE: &str = "KWITNESS_TEST_HOG_POPULATE";
-const PROGRAM_DIRECTORY: &str = "/program";
 /// Half of the limit is left when the process is held: in an emulated guest the kernel fills it in half a second.
 const LIMIT: u64 = 192 << 20;
 const TAKEN: usize = 256 << 20;
@@ -46,16 +36,15 @@ fn populate(size: NonZeroUsize) -> Option<usize> {
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
     // SAFETY: at no address of the caller's choice, so that it replaces no other mapping.
     unsafe { mmap_anonymous(None, size, protection, flags) }.ok()?;
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(resident.trim().strip_suffix(" kB")?.parse::<usize>().ok()? * 1024)
+    let kilobytes = process::status(std::process::id()).ok()?.vmrss?;
+    Some(usize::try_from(kilobytes).ok()? * 1024)
 }
 
 /// A container in which the hog has begun, and its guard.
 struct Call {
     id: String,
     cgroup: PathBuf,
-    directory: tempfile::TempDir,
+    out: Out,
     runtime: LateRuntime,
     guard: Guard,
 }
@@ -69,47 +58,36 @@ impl Call {
         name: &str,
         policy: &str,
     ) -> Result<Self> {
-        let directory = tempfile::tempdir_in("/run").context("make a directory for the hog")?;
-        let program = std::env::current_exe().context("find this program")?;
-        let parent = program.parent().context("this program has a directory")?.display().to_string();
-        let program = program.file_name().context("this program has a name")?.display().to_string();
-        let line = format!(
-            "until [ -e /out/go ]; do sleep 0.1; done; {SIZE}={TAKEN} {PROGRAM_DIRECTORY}/{program}; \
-             echo $? >/out/code.new; mv /out/code.new /out/code; exec sleep 1000"
-        );
-        let mut spec = hog::limited_to(LIMIT, name, &line, directory.path());
-        spec.mounts.push((parent, PROGRAM_DIRECTORY.to_owned()));
+        let out = Out::make()?;
+        let (mount, program) = this_program()?;
+        let line = format!("{}; {SIZE}={TAKEN} {program}; {LEAVE_CODE}", until("go"));
+        let mut spec = hog::limited_to(LIMIT, name, &line, &out);
+        spec.mounts.push(mount);
         let id = node.run(pod, &spec).await?;
         let cgroup = node.cgroup_of(&id).await?;
         let runtime = LateRuntime::serve(&cgroup)?;
         let guard = Guard::start(&ctx.environment, agent, policy, &runtime.socket()).await?;
         guard.wait_armed(1).await?;
-        fs::write(directory.path().join("go"), "").context("start the hog")?;
-        Ok(Self { id, cgroup, directory, runtime, guard })
+        out.signal("go")?;
+        Ok(Self { id, cgroup, out, runtime, guard })
     }
 
-    /// The hog's exit code, when it has ended.
-    fn code(&self) -> Result<Option<i32>> {
-        match fs::read_to_string(self.directory.path().join("code")) {
-            Ok(code) => code.trim().parse().map(Some).with_context(|| format!("the exit code `{code}`")),
-            Err(_) => Ok(None),
-        }
+    fn has_ended(&self) -> bool {
+        self.out.has("code")
     }
 
     async fn ended(&self) -> Result<i32> {
-        let ended = wait_for("the hog's end", SOON, async || self.code()).await;
-        ended.with_context(|| self.guard.log_tail())
+        self.out.code(SOON).await.with_context(|| self.guard.log_tail())
     }
 
     fn high(&self) -> Result<String> {
-        let high = fs::read_to_string(self.cgroup.join("memory.high")).context("read memory.high")?;
-        Ok(high.trim().to_owned())
+        cgroup::text(&self.cgroup, "memory.high")
     }
 
     /// Waits until the kernel has slowed the hog down.
     async fn braked(&self) -> Result<()> {
         let braked = wait_for("the second brake", SOON, async || {
-            ensure!(self.code()?.is_none(), "the hog ended without a brake");
+            ensure!(!self.has_ended(), "the hog ended without a brake");
             let is_lowered = self.high()? != "max" && memory_event(&self.cgroup, "high")? > 0;
             Ok(is_lowered.then_some(()))
         });
@@ -129,10 +107,10 @@ impl Call {
 
 /// The same call twice. Without the brake the process is killed before any raise comes; with it, it lives for longer than that
 /// before the raise comes, and ends well.
-pub(crate) async fn system_call(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn system_call(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let policy = format!("{POLICY}brake = false\n");
         let call = Call::begin(ctx, node, agent, &pod, "unbraked", &policy).await?;
         let code = call.ended().await?;
@@ -146,7 +124,7 @@ pub(crate) async fn system_call(ctx: &TestContext, combination: Combination) -> 
         call.braked().await?;
         tokio::time::sleep(lived).await;
         let oom_kills = call.oom_kills()?;
-        ensure!(oom_kills == 0 && call.code()?.is_none(), "{oom_kills} OOM kills\n{}", call.guard.log_tail());
+        ensure!(oom_kills == 0 && !call.has_ended(), "{oom_kills} OOM kills\n{}", call.guard.log_tail());
         call.runtime.answer();
         let (code, oom_kills) = (call.ended().await?, call.oom_kills()?);
         ensure!(code == 0 && oom_kills == 0, "ended with {code}, {oom_kills}\n{}", call.guard.log_tail());
@@ -172,9 +150,9 @@ async fn lived(watcher: &mut Watcher, id: &str) -> Result<Duration> {
 }
 
 /// What a killed guard has lowered its watchdog restores.
-pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+pub(crate) async fn killed(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let mut call = Call::begin(ctx, node, agent, &pod, "left", POLICY).await?;
         call.braked().await?;
         call.guard.kill()?;

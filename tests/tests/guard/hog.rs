@@ -2,42 +2,34 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::guard::Guard;
-use kwitness_tests::hog::{self, KILLED, POD, POLICY, Piped};
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::PodSpec;
+use kwitness_tests::hog::{self, KILLED, LIMIT, POD, POLICY, Piped};
+use kwitness_tests::prelude::*;
 
 use crate::scene::{Scene, with_guard};
 
 /// The same work twice.
-pub(crate) async fn finishes(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let unguarded = hog::work(node, &pod, "unguarded", None).await?;
-            ensure!(unguarded.code == KILLED, "not OOM-killed without a guard: {unguarded:?}");
-            ensure!(unguarded.oom_kills > 0, "{unguarded:?}");
+pub(crate) async fn finishes(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
+        let unguarded = hog::work(node, &pod, "unguarded", None).await?;
+        ensure!(unguarded.code == KILLED, "not OOM-killed without a guard: {unguarded:?}");
+        ensure!(unguarded.oom_kills > 0, "{unguarded:?}");
 
-            let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
-            let guarded = hog::work(node, &pod, "guarded", Some(&guard)).await;
-            let guarded = guarded.with_context(|| guard.log_tail())?;
-            ensure!(guarded.code == 0 && guarded.oom_kills == 0, "{guarded:?}\n{}", guard.log_tail());
-            let status = guard.status().await?;
-            ensure!(!status.history.is_empty(), "nothing was held: {status:?}\n{}", guard.log_tail());
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+        let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
+        let guarded = hog::work(node, &pod, "guarded", Some(&guard)).await;
+        let guarded = guarded.with_context(|| guard.log_tail())?;
+        ensure!(guarded.code == 0 && guarded.oom_kills == 0, "{guarded:?}\n{}", guard.log_tail());
+        let status = guard.status().await?;
+        ensure!(!status.history.is_empty(), "nothing was held: {status:?}\n{}", guard.log_tail());
+        guard.stop()?;
+        node.remove_pod(&pod).await
     })
     .await
 }
 
 /// The hog is PID 1 of its pid namespace.
-pub(crate) async fn first_process(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+pub(crate) async fn first_process(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
         let piped = Piped::start(node, pod, "first", guard).await?;
         let pid = node.pid(&piped.id).await?;
         let mut filler = piped.fill()?;
@@ -53,10 +45,9 @@ pub(crate) async fn first_process(ctx: &TestContext, combination: Combination) -
 }
 
 /// What `kubectl exec` starts has a caller that waits for it.
-pub(crate) async fn exec_session(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
-        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-        let id = node.run(pod, &hog::limited("quiet", "exec sleep 1000", directory.path())).await?;
+pub(crate) async fn exec_session(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
+        let id = node.run(pod, &ContainerSpec::shell("quiet", "exec sleep 1000").limited(LIMIT)).await?;
         guard.wait_armed(1).await?;
         let code = node.exec(&id, &["/bin/sh", "-c", "exec tail </dev/zero"]).await?;
         ensure!(code == KILLED, "ended with {code}");

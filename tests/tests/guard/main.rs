@@ -12,17 +12,16 @@ mod spared;
 mod stopped;
 mod survival;
 
-use anyhow::Result;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::{CgroupLayout, Combination, Handler, Tier};
-use kwitness_tests::suite::{self, Case, Combined};
+use kwitness_tests::environment::Handler;
+use kwitness_tests::prelude::*;
+use kwitness_tests::suite::Combined;
 use kwitness_tests::survival::filler;
 
 /// What a row does, and its name.
 macro_rules! rows {
     ($($module:ident::$function:ident => $name:literal),* $(,)?) => {{
         let rows: Vec<(&str, Combined)> =
-            vec![$(($name, |ctx, of| ctx.block_on($module::$function(ctx, of)))),*];
+            vec![$(($name, |ctx, of| ctx.block_on($module::$function(&ctx.on(of))))),*];
         rows
     }};
 }

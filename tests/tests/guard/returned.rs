@@ -1,23 +1,12 @@
 //! What the guard has raised is given back, also by the next guard; and each step is an event of the daemon's.
 
-use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::event::Kind;
-use kwitness_api::proto::{Basis, Filter, Source, VerdictKind, VerifyRequest};
-use kwitness_tests::agent::{Agent, from_now};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::events::Seen;
-use kwitness_tests::guard::{Guard, memory_event};
+use kwitness_api::proto::{Basis, Source, VerdictKind};
 use kwitness_tests::hog::{Keeping, LIMIT, POD, POLICY, SIZE, limited, returning_policy};
 use kwitness_tests::late_runtime::LateRuntime;
-use kwitness_tests::limit::Limit;
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::wait_for;
+use kwitness_tests::prelude::*;
 
 use crate::scene::{Scene, with_guard};
 
@@ -28,8 +17,8 @@ const RAISED_AGAIN: u64 = 224 << 20;
 const WAIT: Duration = Duration::from_secs(180);
 
 /// A hog takes more than its limit, is raised, and ends; its container is quiet from then on.
-pub(crate) async fn after_a_quiet_time(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
+pub(crate) async fn after_a_quiet_time(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
         let mut watcher = agent.watch(from_now()).await?;
         let hog = Keeping::start(node, pod, "lent", guard).await?;
         hog.take().await?;
@@ -44,9 +33,7 @@ pub(crate) async fn after_a_quiet_time(ctx: &TestContext, combination: Combinati
         let returned = |seen: &Seen| seen.has(&hog.id, "guardReturned");
         let seen = watcher.wait_until("the return's event", returned).await?;
         check(&seen, &hog.id)?;
-        let filter = Some(Filter { containers: vec![hog.id.clone()], ..Filter::default() });
-        let request = VerifyRequest { filter, ..VerifyRequest::default() };
-        let verdict = Limit::Memory(LIMIT).verdict(agent.verify(request).await?)?;
+        let verdict = limit::own(agent.verify(limit::of_container(&hog.id)).await?, "memory.max")?;
         let is_guards = verdict.compared_with() == Source::Guard && verdict.verdict() == VerdictKind::InForce;
         ensure!(is_guards, "not in force by the guard's word: {verdict:?}");
         let status = guard.status().await?;
@@ -91,72 +78,59 @@ fn check(seen: &Seen, id: &str) -> Result<()> {
 }
 
 /// The guard is killed while a limit is raised. What it has recorded, the next one gives back.
-pub(crate) async fn by_the_next_guard(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent| {
-            let runtime = Path::new(CONTAINERD_SOCKET);
-            let mut guard = Guard::start(&ctx.environment, agent, &returning_policy(), runtime).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let hog = Keeping::start(node, &pod, "inherited", &guard).await?;
-            hog.take().await.with_context(|| guard.log_tail())?;
-            guard.kill()?;
-            let guard = guard.start_again().await?;
-            guard.wait_armed(1).await?;
-            ensure!(hog.end().await? == 0, "{}", guard.log_tail());
-            hog.wait_limit(LIMIT).await.with_context(|| guard.log_tail())?;
-            guard.wait("the return", |status| (status.returned == 1).then_some(())).await?;
-            guard.stop()?;
-            node.remove_pod(&pod).await
-        })
-        .await
+pub(crate) async fn by_the_next_guard(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
+        let runtime = Path::new(CONTAINERD_SOCKET);
+        let mut guard = Guard::start(&ctx.environment, agent, &returning_policy(), runtime).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
+        let hog = Keeping::start(node, &pod, "inherited", &guard).await?;
+        hog.take().await.with_context(|| guard.log_tail())?;
+        guard.kill()?;
+        let guard = guard.start_again().await?;
+        guard.wait_armed(1).await?;
+        ensure!(hog.end().await? == 0, "{}", guard.log_tail());
+        hog.wait_limit(LIMIT).await.with_context(|| guard.log_tail())?;
+        guard.wait("the return", |status| (status.returned == 1).then_some(())).await?;
+        guard.stop()?;
+        node.remove_pod(&pod).await
     })
     .await
 }
 
 /// A return is accepted, and the kernel has the higher limit still, when the container needs it again: the raise takes the place of the
 /// return, and gives no less than there was.
-pub(crate) async fn not_while_it_is_needed_again(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-        let directory = tempfile::tempdir_in("/run").context("make a directory for the hogs")?;
-        let at = |file: &str| directory.path().join(file);
+pub(crate) async fn not_while_it_is_needed_again(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
+        let out = Out::make()?;
         let hog = |name: &str, bytes: u64| {
-            let wait = |file: &str| format!("until [ -e /out/{name}-{file} ]; do sleep 0.1; done");
-            let (go, end) = (wait("go"), wait("end"));
+            let (go, end) = (until(&format!("{name}-go")), until(&format!("{name}-end")));
             format!("{go}; (head -c {bytes} /dev/zero; : >/out/{name}-taken; {end}) | tail >/dev/null")
         };
         // The second takes more than half of the raised limit, which is the threshold.
-        let line = format!(
-            "{}; {}; echo $? >/out/code.new; mv /out/code.new /out/code; exec sleep 1000",
-            hog("first", SIZE),
-            hog("second", 80_000_000)
-        );
-        let id = node.run(&pod, &limited("again", &line, directory.path())).await?;
+        let line = format!("{}; {}; {LEAVE_CODE}", hog("first", SIZE), hog("second", 80_000_000));
+        let id = node.run(&pod, &limited("again", &line, &out)).await?;
         let cgroup = node.cgroup_of(&id).await?;
         let runtime = LateRuntime::serve(&cgroup)?;
         runtime.answer();
         let guard = Guard::start(&ctx.environment, agent, &returning_policy(), &runtime.socket()).await?;
         guard.wait_armed(1).await?;
         let done = async {
-            let signal = |file: &str| fs::write(at(file), "").with_context(|| format!("make {file}"));
-            let exists =
-                async |file: &str| wait_for(file, WAIT, async || Ok(at(file).exists().then_some(()))).await;
-            signal("first-go")?;
-            exists("first-taken").await?;
-            let limit = || fs::read_to_string(cgroup.join("memory.max")).context("read memory.max");
-            ensure!(limit()?.trim() == RAISED.to_string(), "raised to {}", limit()?);
+            out.signal("first-go")?;
+            out.wait("first-taken", WAIT).await?;
+            let limit = || cgroup::number(&cgroup, "memory.max");
+            ensure!(limit()? == RAISED, "raised to {}", limit()?);
             runtime.accept();
-            signal("first-end")?;
+            out.signal("first-end")?;
             runtime.accepted().await?;
             runtime.answer();
-            signal("second-go")?;
-            exists("second-taken").await?;
-            ensure!(limit()?.trim() == RAISED_AGAIN.to_string(), "{}", limit()?);
-            signal("second-end")?;
-            exists("code").await?;
-            let code = fs::read_to_string(at("code")).context("read the exit code")?;
+            out.signal("second-go")?;
+            out.wait("second-taken", WAIT).await?;
+            ensure!(limit()? == RAISED_AGAIN, "{}", limit()?);
+            out.signal("second-end")?;
+            let code = out.code(WAIT).await?;
             let oom_kills = memory_event(&cgroup, "oom_kill")?;
-            ensure!(code.trim() == "0" && oom_kills == 0, "ended with {code}, {oom_kills} OOM kills");
+            ensure!(code == 0 && oom_kills == 0, "ended with {code}, {oom_kills} OOM kills");
             // On a slow machine the daemon says first that the return is not in force.
             let status = guard.status().await?;
             let reasons: Vec<_> = status.not_returned.keys().map(String::as_str).collect();
@@ -174,16 +148,13 @@ pub(crate) async fn not_while_it_is_needed_again(ctx: &TestContext, combination:
 }
 
 /// Another process sets another limit: it stays.
-pub(crate) async fn not_what_another_process_has_set(
-    ctx: &TestContext,
-    combination: Combination,
-) -> Result<()> {
-    with_guard(ctx, combination, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
+pub(crate) async fn not_what_another_process_has_set(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, &returning_policy(), async |&Scene { node, agent, guard, pod }| {
         let mut watcher = agent.watch(from_now()).await?;
         let hog = Keeping::start(node, pod, "changed", guard).await?;
         hog.take().await?;
         let other = 5 * LIMIT;
-        fs::write(hog.cgroup.join("memory.max"), other.to_string()).context("write memory.max")?;
+        cgroup::write(&hog.cgroup, "memory.max", other)?;
         let refused = |seen: &Seen| {
             seen.of(&hog.id).any(|event| {
                 let kind = event.kind.as_ref();
@@ -201,12 +172,12 @@ pub(crate) async fn not_what_another_process_has_set(
 
 /// No daemon runs while a process is held: it continues in time, once the guard has seen the raise itself, and the next daemon's
 /// stream has the events.
-pub(crate) async fn events_wait_for_the_daemon(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
+pub(crate) async fn events_wait_for_the_daemon(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_node(async |node| {
         let mut agent = Agent::start(&ctx.environment, &[]).await?;
         let runtime = Path::new(CONTAINERD_SOCKET);
         let guard = Guard::start(&ctx.environment, &agent, POLICY, runtime).await?;
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let hog = Keeping::start(node, &pod, "waiting", &guard).await?;
         agent.kill()?;
         hog.take().await.with_context(|| guard.log_tail())?;

@@ -2,14 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use kwitness_tests::agent::Agent;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::guard::Guard;
 use kwitness_tests::hog::POD;
-use kwitness_tests::node::{CONTAINERD_SOCKET, Node};
-use kwitness_tests::pod::{Pod, PodSpec};
+use kwitness_tests::prelude::*;
 
 /// A node, its daemon and its guard, with an empty pod that the guard's policy selects.
 pub(crate) struct Scene<'a> {
@@ -21,14 +15,13 @@ pub(crate) struct Scene<'a> {
 
 /// Runs `body` with all of it; a failure shows the end of the guard's log. The guard must end well after it.
 pub(crate) async fn with_guard(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     policy: &str,
     body: impl AsyncFnOnce(&Scene<'_>) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+    ctx.with_both(&[], async |node, agent| {
         let guard = Guard::start(&ctx.environment, agent, policy, Path::new(CONTAINERD_SOCKET)).await?;
-        let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
         let scene = Scene { node, agent, guard: &guard, pod: &pod };
         body(&scene).await.with_context(|| guard.log_tail())?;
         guard.stop()?;

@@ -3,10 +3,9 @@
 use std::fs;
 use std::num::NonZeroUsize;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
 use kwitness_tests::hog::{self, POLICY, Piped, SIZE};
+use kwitness_tests::pod::this_program;
+use kwitness_tests::prelude::*;
 use nix::sched::{CloneFlags, clone};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 use nix::sys::ptrace;
@@ -26,8 +25,6 @@ const HUGE_PAGES: &str = "KWITNESS_TEST_HOG_HUGE_PAGES";
 const HUGE_PAGES_SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// More threads than the guard looks at to see whether a process has stopped.
 const MANY: usize = 600;
-/// Where such a container sees this program.
-const PROGRAM_DIRECTORY: &str = "/program";
 
 /// If this process is to be the hog of [`threads`], [`vfork`] or [`huge_pages`]: fills the memory, and returns true.
 pub(crate) fn run_as_hog() -> bool {
@@ -88,63 +85,55 @@ fn fill_huge_pages() -> Option<u64> {
 }
 
 /// Two children that together need more than the limit.
-pub(crate) async fn processes(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn processes(ctx: &Testbed<'_>) -> Result<()> {
     let half = SIZE / 2;
     let one = format!("head -c {half} /dev/zero | tail >/dev/null");
     let line = format!("({one}) & first=$!; ({one}) & wait $! && wait $first");
-    finishes(ctx, combination, &line, Vec::new()).await
+    finishes(ctx, &line, Vec::new()).await
 }
 
 /// One process with four threads.
-pub(crate) async fn threads(ctx: &TestContext, combination: Combination) -> Result<()> {
-    program_finishes(ctx, combination, &format!("{THREADS}=4")).await
+pub(crate) async fn threads(ctx: &Testbed<'_>) -> Result<()> {
+    program_finishes(ctx, &format!("{THREADS}=4")).await
 }
 
 /// One process with hundreds.
-pub(crate) async fn many_threads(ctx: &TestContext, combination: Combination) -> Result<()> {
-    program_finishes(ctx, combination, &format!("{THREADS}={MANY}")).await
+pub(crate) async fn many_threads(ctx: &Testbed<'_>) -> Result<()> {
+    program_finishes(ctx, &format!("{THREADS}={MANY}")).await
 }
 
 /// One charge is of two megabytes, not of a quarter.
-pub(crate) async fn huge_pages(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn huge_pages(ctx: &Testbed<'_>) -> Result<()> {
     let setting = fs::read_to_string(HUGE_PAGES_SETTING).context("this kernel has no huge pages")?;
     let chosen = setting.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'));
     let chosen = chosen.with_context(|| format!("{HUGE_PAGES_SETTING} says {setting}"))?;
     fs::write(HUGE_PAGES_SETTING, "madvise").context("have the kernel make huge pages")?;
-    let done = program_finishes(ctx, combination, &format!("{HUGE_PAGES}=1")).await;
+    let done = program_finishes(ctx, &format!("{HUGE_PAGES}=1")).await;
     fs::write(HUGE_PAGES_SETTING, chosen).context("restore the setting of huge pages")?;
     done
 }
 
 /// A child that is held while its parent cannot run.
-pub(crate) async fn vfork(ctx: &TestContext, combination: Combination) -> Result<()> {
-    program_finishes(ctx, combination, &format!("{VFORK}=1")).await
+pub(crate) async fn vfork(ctx: &Testbed<'_>) -> Result<()> {
+    program_finishes(ctx, &format!("{VFORK}=1")).await
 }
 
 /// The first process of the container is this program, with that variable.
-async fn program_finishes(ctx: &TestContext, combination: Combination, variable: &str) -> Result<()> {
-    let program = std::env::current_exe().context("find this program")?;
-    let directory = program.parent().context("this program has a directory")?.display().to_string();
-    let name = program.file_name().context("this program has a name")?.display().to_string();
-    let line = format!("{variable} exec {PROGRAM_DIRECTORY}/{name}");
-    finishes(ctx, combination, &line, vec![(directory, PROGRAM_DIRECTORY.to_owned())]).await
+async fn program_finishes(ctx: &Testbed<'_>, variable: &str) -> Result<()> {
+    let (mount, program) = this_program()?;
+    finishes(ctx, &format!("{variable} exec {program}"), vec![mount]).await
 }
 
 /// A container whose work needs more than the limit ends well, and something of it was held.
-async fn finishes(
-    ctx: &TestContext,
-    combination: Combination,
-    line: &str,
-    mounts: Vec<(String, String)>,
-) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
-        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-        let line = format!("until [ -e /out/go ]; do sleep 0.1; done; {line}");
-        let mut spec = hog::limited("several", &line, directory.path());
+async fn finishes(ctx: &Testbed<'_>, line: &str, mounts: Vec<(String, String)>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
+        let out = Out::make()?;
+        let line = format!("{}; {line}", until("go"));
+        let mut spec = hog::limited("several", &line, &out);
         spec.mounts.extend(mounts);
         let id = node.run(pod, &spec).await?;
         guard.wait_armed(1).await?;
-        std::fs::write(directory.path().join("go"), "").context("start the hogs")?;
+        out.signal("go")?;
         let ended = node.wait_exited(&id).await?;
         ensure!(ended.exit_code == 0, "{ended:?}");
         let status = guard.status().await?;
@@ -155,8 +144,8 @@ async fn finishes(
 }
 
 /// A debugger must see the process as it left it: this test traces the hog, which therefore is OOM-killed.
-pub(crate) async fn traced(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
+pub(crate) async fn traced(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
         let piped = Piped::start(node, pod, "traced", guard).await?;
         let pid = Pid::from_raw(node.pid(&piped.id).await?.cast_signed());
         ptrace::seize(pid, ptrace::Options::empty()).context("trace the hog")?;

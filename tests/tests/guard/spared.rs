@@ -3,26 +3,30 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::guard::{Guard, is_stopped};
-use kwitness_tests::hog::{self, KILLED, POD, POLICY};
-use kwitness_tests::node::CONTAINERD_SOCKET;
-use kwitness_tests::pod::PodSpec;
+use kwitness_tests::guard::is_stopped;
+use kwitness_tests::hog::{self, KILLED, LIMIT, POD, POLICY};
+use kwitness_tests::prelude::*;
 
 use crate::scene::{Scene, with_guard};
 
+/// Takes more than the limit when it may go.
+fn taker() -> String {
+    format!("{}; exec tail </dev/zero", until("go"))
+}
+
+fn sleeper(name: &str) -> ContainerSpec {
+    ContainerSpec::shell(name, "exec sleep 1000").limited(LIMIT)
+}
+
 /// A shell with job control would see its jobs stop: what has a controlling terminal is OOM-killed.
-pub(crate) async fn terminal(ctx: &TestContext, combination: Combination) -> Result<()> {
-    with_guard(ctx, combination, POLICY, async |&Scene { node, guard, pod, .. }| {
-        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-        let line = "until [ -e /out/go ]; do sleep 0.1; done; exec tail </dev/zero";
-        let mut spec = hog::limited("terminal", line, directory.path());
+pub(crate) async fn terminal(ctx: &Testbed<'_>) -> Result<()> {
+    with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
+        let out = Out::make()?;
+        let mut spec = hog::limited("terminal", &taker(), &out);
         spec.tty = true;
         let id = node.run(pod, &spec).await?;
         guard.wait_armed(1).await?;
-        std::fs::write(directory.path().join("go"), "").context("start the hog")?;
+        out.signal("go")?;
         let ended = node.wait_exited(&id).await?;
         ensure!(ended.exit_code == KILLED, "{ended:?}");
         let status = guard.status().await?;
@@ -35,28 +39,26 @@ pub(crate) async fn terminal(ctx: &TestContext, combination: Combination) -> Res
 
 /// The containers of a pod share a pid namespace. Its first process is another container's, and is no more held than those of the
 /// container whose memory is used up.
-pub(crate) async fn shared_pids(ctx: &TestContext, combination: Combination) -> Result<()> {
-    let spec = PodSpec { share_pids: true, ..PodSpec::new(POD, combination.handler)? };
-    not_held_in(ctx, combination, spec, "entered").await
+pub(crate) async fn shared_pids(ctx: &Testbed<'_>) -> Result<()> {
+    let spec = PodSpec { share_pids: true, ..PodSpec::new(POD, ctx.combination.handler)? };
+    not_held_in(ctx, spec, "entered").await
 }
 
 /// A pod in the node's pid namespace.
-pub(crate) async fn host_pids(ctx: &TestContext, combination: Combination) -> Result<()> {
-    let spec = PodSpec { host_pid: true, ..PodSpec::new(POD, combination.handler)? };
-    not_held_in(ctx, combination, spec, "shared_pids").await
+pub(crate) async fn host_pids(ctx: &Testbed<'_>) -> Result<()> {
+    let spec = PodSpec { host_pid: true, ..PodSpec::new(POD, ctx.combination.handler)? };
+    not_held_in(ctx, spec, "shared_pids").await
 }
 
-async fn not_held_in(ctx: &TestContext, combination: Combination, spec: PodSpec, reason: &str) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+async fn not_held_in(ctx: &Testbed<'_>, spec: PodSpec, reason: &str) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let guard = Guard::start(&ctx.environment, agent, POLICY, Path::new(CONTAINERD_SOCKET)).await?;
         let pod = node.run_pod(&spec).await?;
-        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-        let bystander =
-            node.run(&pod, &hog::limited("bystander", "exec sleep 1000", directory.path())).await?;
-        let line = "until [ -e /out/go ]; do sleep 0.1; done; exec tail </dev/zero";
-        let id = node.run(&pod, &hog::limited("sharing", line, directory.path())).await?;
+        let out = Out::make()?;
+        let bystander = node.run(&pod, &sleeper("bystander")).await?;
+        let id = node.run(&pod, &hog::limited("sharing", &taker(), &out)).await?;
         guard.wait_armed(2).await?;
-        std::fs::write(directory.path().join("go"), "").context("start the hog")?;
+        out.signal("go")?;
         let ended = node.wait_exited(&id).await?;
         ensure!(ended.exit_code == KILLED, "{ended:?}\n{}", guard.log_tail());
         let status = guard.status().await?;
@@ -70,11 +72,10 @@ async fn not_held_in(ctx: &TestContext, combination: Combination, spec: PodSpec,
 }
 
 /// Beside one that is armed, in the same pod.
-pub(crate) async fn not_selected(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn not_selected(ctx: &Testbed<'_>) -> Result<()> {
     let policy = POLICY.replace("threshold", "container = \"armed\"\nthreshold");
-    with_guard(ctx, combination, &policy, async |&Scene { node, guard, pod, .. }| {
-        let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-        node.run(pod, &hog::limited("armed", "exec sleep 1000", directory.path())).await?;
+    with_guard(ctx, &policy, async |&Scene { node, guard, pod, .. }| {
+        node.run(pod, &sleeper("armed")).await?;
         guard.wait_armed(1).await?;
         let other = hog::work(node, pod, "other", None).await?;
         ensure!(other.code == KILLED && other.oom_kills > 0, "{other:?}");

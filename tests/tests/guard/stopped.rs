@@ -3,21 +3,15 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_api::proto::Event;
 use kwitness_api::proto::event::Kind;
-use kwitness_tests::agent::Agent;
 use kwitness_tests::cgroup::TestCgroup;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
-use kwitness_tests::guard::{Guard, is_stopped, memory_event, wait_continued, wait_ended};
+use kwitness_tests::guard::{is_stopped, wait_continued, wait_ended};
 use kwitness_tests::hog::{self, POD};
-use kwitness_tests::pod::PodSpec;
-use kwitness_tests::process::{cgroup_path, wait_for};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use kwitness_tests::prelude::*;
+use kwitness_tests::process::{cgroup_path, signal};
+use nix::sys::signal::Signal;
 
 /// How long a container may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -29,8 +23,8 @@ const SHORT: &str = "1s";
 const LINE: &str = "sleep 1000 & until [ -e /out/go ]; do sleep 0.1; done; tail </dev/zero; exec sleep 1000";
 
 /// The hold ends by its own deadline.
-pub(crate) async fn overdue(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, SHORT, async |guard, _| {
+pub(crate) async fn overdue(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, SHORT, async |guard, _| {
         let ended = guard.wait("the end of the hold", |status| status.history.last().cloned()).await?;
         ensure!(ended.refused.as_deref() == Some("tooLate"), "{ended:?}");
         ensure!(ended.decided_ms >= 1000, "{ended:?}");
@@ -43,8 +37,8 @@ pub(crate) async fn overdue(ctx: &TestContext, combination: Combination) -> Resu
 }
 
 /// The watchdog ends it, and continues nothing that another process stopped.
-pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
+pub(crate) async fn killed(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |mut guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
         guard.kill()?;
         held.wait_continued().await?;
@@ -57,8 +51,8 @@ pub(crate) async fn killed(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// The lease ends.
-pub(crate) async fn paused(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |guard, Processes { bystander, agent, id, .. }| {
+pub(crate) async fn paused(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |guard, Processes { bystander, agent, id, .. }| {
         let held = held(&guard).await?;
         let paused = guard.pause()?;
         held.wait_continued().await?;
@@ -72,19 +66,19 @@ pub(crate) async fn paused(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// Without a watchdog nothing may be held: the guard ends everything, and starts another one.
-pub(crate) async fn alone(ctx: &TestContext, combination: Combination) -> Result<()> {
-    without_watchdog(ctx, combination, Signal::SIGKILL).await
+pub(crate) async fn alone(ctx: &Testbed<'_>) -> Result<()> {
+    without_watchdog(ctx, Signal::SIGKILL).await
 }
 
 /// Nor with one that hangs.
-pub(crate) async fn unwatched(ctx: &TestContext, combination: Combination) -> Result<()> {
-    without_watchdog(ctx, combination, Signal::SIGSTOP).await
+pub(crate) async fn unwatched(ctx: &Testbed<'_>) -> Result<()> {
+    without_watchdog(ctx, Signal::SIGSTOP).await
 }
 
-async fn without_watchdog(ctx: &TestContext, combination: Combination, signal: Signal) -> Result<()> {
-    scene(ctx, combination, LONG, async |guard, Processes { bystander, watchdog, .. }| {
+async fn without_watchdog(ctx: &Testbed<'_>, how: Signal) -> Result<()> {
+    scene(ctx, LONG, async |guard, Processes { bystander, watchdog, .. }| {
         let held = held(&guard).await?;
-        kill(Pid::from_raw(watchdog.cast_signed()), signal).context("the watchdog")?;
+        signal(watchdog, how)?;
         held.wait_continued().await?;
         let ended = guard.wait("the end of the hold", |status| status.history.last().cloned()).await?;
         ensure!(ended.refused.as_deref() == Some("watchdogLost"), "{ended:?}");
@@ -99,15 +93,15 @@ async fn without_watchdog(ctx: &TestContext, combination: Combination, signal: S
 
 /// The kernel kills the guard for its own memory. Its watchdog, in another cgroup, continues what is held, and the next guard
 /// reports it.
-pub(crate) async fn oom_killed(ctx: &TestContext, combination: Combination) -> Result<()> {
-    hold(ctx, combination, LONG, LINE, async |mut guard, Processes { watchdog, agent, id, .. }| {
+pub(crate) async fn oom_killed(ctx: &Testbed<'_>) -> Result<()> {
+    hold(ctx, LONG, LINE, async |mut guard, Processes { watchdog, agent, id, .. }| {
         let root = Path::new("/sys/fs/cgroup");
-        fs::write(root.join("cgroup.subtree_control"), "+memory").context("have memory accounted")?;
+        cgroup::write(root, "cgroup.subtree_control", "+memory")?;
         let own = TestCgroup::make(root, &format!("kwitness-test-guard-{}", std::process::id()))?;
         own.enter(guard.pid())?;
         let held = held(&guard).await?;
         // While anything is held, it looks at it forty times a second, and each look takes memory of the kernel's.
-        fs::write(own.directory().join("memory.max"), "0").context("write memory.max")?;
+        cgroup::write(own.directory(), "memory.max", 0)?;
         let killed = async || Ok((memory_event(own.directory(), "oom_kill")? > 0).then_some(()));
         wait_for("the guard's OOM kill", READY_LIMIT, killed).await.with_context(|| guard.log_tail())?;
         ensure!(!guard.wait_ended()?.success(), "an OOM-killed guard ended well");
@@ -133,13 +127,13 @@ async fn reported(agent: &Agent, id: &str, reason: &str) -> Result<()> {
 
 /// While one process is held, another one of its container reaches the threshold: it is held, too, and both are continued at the end
 /// of the hold of the first.
-pub(crate) async fn joined(ctx: &TestContext, combination: Combination) -> Result<()> {
+pub(crate) async fn joined(ctx: &Testbed<'_>) -> Result<()> {
     let line = "sleep 1000 & mkfifo /out/more; exec 3<>/out/more; until [ -e /out/go ]; do sleep 0.1; done; \
                 tail </dev/zero & read line <&3; tail </dev/zero & exec sleep 1000";
-    hold(ctx, combination, LONG, line, async |guard, Processes { directory, .. }| {
+    hold(ctx, LONG, line, async |guard, Processes { out, .. }| {
         let first = held(&guard).await?;
         // The shell has waited for that; it makes another process, or is held itself as it does.
-        fs::write(directory.join("more"), "\n").context("start the second hog")?;
+        out.place("more", "\n")?;
         let second = guard.wait("a second held process", |status| {
             status.armed.iter().flat_map(|armed| &armed.held).copied().find(|pid| *pid != first.pid)
         });
@@ -155,10 +149,10 @@ pub(crate) async fn joined(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// A held process that another one kills ends at once, and its hold when it is time.
-pub(crate) async fn killed_meanwhile(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |guard, _| {
+pub(crate) async fn killed_meanwhile(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |guard, _| {
         let held = held(&guard).await?;
-        kill(Pid::from_raw(held.pid.cast_signed()), Signal::SIGKILL).context("kill the held process")?;
+        signal(held.pid, Signal::SIGKILL)?;
         wait_ended("the held process' end", held.pid).await?;
         guard.wait_log(&format!("pid={} state=Gone", held.pid)).await?;
         guard.stop()
@@ -167,18 +161,17 @@ pub(crate) async fn killed_meanwhile(ctx: &TestContext, combination: Combination
 }
 
 /// The container is frozen meanwhile: what is thawed is not stopped any more.
-pub(crate) async fn frozen(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, SHORT, async |guard, _| {
+pub(crate) async fn frozen(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, SHORT, async |guard, _| {
         let held = held(&guard).await?;
-        let cgroup = cgroup_path(held.pid)?;
-        let freeze = format!("/sys/fs/cgroup{cgroup}/cgroup.freeze");
-        fs::write(&freeze, "1").with_context(|| format!("write {freeze}"))?;
+        let directory = PathBuf::from(format!("/sys/fs/cgroup{}", cgroup_path(held.pid)?));
+        cgroup::write(&directory, "cgroup.freeze", 1)?;
         let is_over = guard.wait("the end of the hold", |status| {
             let is_held = status.armed.iter().any(|armed| armed.held.contains(&held.pid));
             (!is_held && !status.history.is_empty()).then_some(())
         });
         let is_over = is_over.await;
-        fs::write(&freeze, "0").with_context(|| format!("write {freeze}"))?;
+        cgroup::write(&directory, "cgroup.freeze", 0)?;
         is_over?;
         held.wait_continued().await?;
         guard.stop()
@@ -187,19 +180,18 @@ pub(crate) async fn frozen(ctx: &TestContext, combination: Combination) -> Resul
 }
 
 /// The records outlive both, and the next guard ends what it finds in them, also if it cannot guard then.
-pub(crate) async fn both(ctx: &TestContext, combination: Combination) -> Result<()> {
-    scene(ctx, combination, LONG, async |mut guard, Processes { bystander, watchdog, agent, id, .. }| {
+pub(crate) async fn both(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |mut guard, Processes { bystander, watchdog, agent, id, .. }| {
         let held = held(&guard).await?;
-        let signal = |signal| kill(Pid::from_raw(watchdog.cast_signed()), signal).context("the watchdog");
         // While both are stopped, neither sees the other's end. The watchdog is killed first: the kernel continues a stopped process
         // whose group is orphaned by its parent's end.
-        signal(Signal::SIGSTOP)?;
+        signal(watchdog, Signal::SIGSTOP)?;
         wait_for("the watchdog to stop", READY_LIMIT, async || {
             Ok((is_stopped(watchdog) == Some(true)).then_some(()))
         })
         .await?;
         let paused = guard.pause()?;
-        signal(Signal::SIGKILL)?;
+        signal(watchdog, Signal::SIGKILL)?;
         guard.kill()?;
         drop(paused);
         wait_ended("the watchdog's end", watchdog).await?;
@@ -247,8 +239,7 @@ struct Processes<'a> {
     bystander: u32,
     /// The guard's.
     watchdog: u32,
-    /// What the container sees as `/out`.
-    directory: PathBuf,
+    out: &'a Out,
     agent: &'a Agent,
     /// The container's.
     id: String,
@@ -256,45 +247,39 @@ struct Processes<'a> {
 
 /// Brings a hold about whose raise never answers.
 async fn scene(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     longest_hold: &str,
     body: impl AsyncFnOnce(Guard, Processes<'_>) -> Result<()>,
 ) -> Result<()> {
-    hold(ctx, combination, longest_hold, LINE, body).await
+    hold(ctx, longest_hold, LINE, body).await
 }
 
 /// The same with a container that runs a line of shell. It has a child that sleeps for a thousand seconds, and starts its hog when
 /// there is `/out/go`.
 async fn hold(
-    ctx: &TestContext,
-    combination: Combination,
+    ctx: &Testbed<'_>,
     longest_hold: &str,
     line: &str,
     body: impl AsyncFnOnce(Guard, Processes<'_>) -> Result<()>,
 ) -> Result<()> {
-    ctx.with_node(combination.driver, async |node| {
-        ctx.with_agent(&[], async |agent: &Agent| {
-            let directory = tempfile::tempdir_in("/run").context("make a directory")?;
-            let socket = directory.path().join("runtime.sock");
-            // A runtime that accepts connections and never answers.
-            let _listener = UnixListener::bind(&socket).context("listen as a runtime")?;
-            let policy = format!(
-                "[[rule]]\npod = \"{POD}\"\nstep = \"192Mi\"\nceiling = \"512Mi\"\nlongest_hold = \"{longest_hold}\"\n"
-            );
-            let guard = Guard::start(&ctx.environment, agent, &policy, &socket).await?;
-            let pod = node.run_pod(&PodSpec::new(POD, combination.handler)?).await?;
-            let id = node.run(&pod, &hog::limited("main", line, directory.path())).await?;
-            guard.wait_armed(1).await?;
-            let bystander = child_of(node.pid(&id).await?, "sleep").await?;
-            kill(Pid::from_raw(bystander.cast_signed()), Signal::SIGSTOP).context("stop the bystander")?;
-            let watchdog = guard.wait("the watchdog", |status| status.watchdog_pid).await?;
-            fs::write(directory.path().join("go"), "").context("start the hog")?;
-            let directory = directory.path().to_owned();
-            body(guard, Processes { bystander, watchdog, directory, agent, id }).await?;
-            node.remove_pod(&pod).await
-        })
-        .await
+    ctx.with_both(&[], async |node, agent| {
+        let out = Out::make()?;
+        let socket = out.at("runtime.sock");
+        // A runtime that accepts connections and never answers.
+        let _listener = UnixListener::bind(&socket).context("listen as a runtime")?;
+        let policy = format!(
+            "[[rule]]\npod = \"{POD}\"\nstep = \"192Mi\"\nceiling = \"512Mi\"\nlongest_hold = \"{longest_hold}\"\n"
+        );
+        let guard = Guard::start(&ctx.environment, agent, &policy, &socket).await?;
+        let pod = node.run_pod(&PodSpec::new(POD, ctx.combination.handler)?).await?;
+        let id = node.run(&pod, &hog::limited("main", line, &out)).await?;
+        guard.wait_armed(1).await?;
+        let bystander = child_of(node.pid(&id).await?, "sleep").await?;
+        signal(bystander, Signal::SIGSTOP)?;
+        let watchdog = guard.wait("the watchdog", |status| status.watchdog_pid).await?;
+        out.signal("go")?;
+        body(guard, Processes { bystander, watchdog, out: &out, agent, id }).await?;
+        node.remove_pod(&pod).await
     })
     .await
 }

@@ -1,17 +1,15 @@
 //! The bench of survival, with one run of each way: that it measures, not what.
 
-use anyhow::{Result, ensure};
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::Combination;
+use kwitness_tests::prelude::*;
 use kwitness_tests::survival::{self, Rate, Report, Settings, Stage};
 
 /// Nothing raises: killed. The guard raises: survived. The others may be in time or not.
-pub(crate) async fn bench(ctx: &TestContext, combination: Combination) -> Result<()> {
-    ctx.with_both(combination.driver, &[], async |node, agent| {
+pub(crate) async fn bench(ctx: &Testbed<'_>) -> Result<()> {
+    ctx.with_both(&[], async |node, agent| {
         let rates = vec![Rate(Some(100_000_000))];
         let settings = Settings { runs: 1, limits: vec![64 << 20], rates, by_runtime: 1 };
         let environment = &ctx.environment;
-        let stage = Stage { environment, node, agent, handler: combination.handler };
+        let stage = Stage { environment, node, agent, handler: ctx.combination.handler };
         let mut report = Report::default();
         survival::measure(stage, &settings, &mut report, |line| eprintln!("{line}")).await?;
         let wrong = report.wrong();

@@ -3,8 +3,9 @@
 use kwitness_cri::events::ContainerEventType as Type;
 use kwitness_tests::cri::v1;
 use kwitness_tests::cri_events::Subscriber;
-use kwitness_tests::pod::APP_IMAGE;
+use kwitness_tests::kubelet::{container, pod};
 use kwitness_tests::prelude::*;
+use serde_json::{Value, json};
 
 use crate::restart::with_kubelet;
 
@@ -12,13 +13,10 @@ const SOON: Duration = Duration::from_secs(60);
 const POD: &str = "pod";
 
 /// The kubelet starts `second` once the hook of `first` has ended: between them the daemon is stopped.
-fn manifest() -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {POD}, namespace: default}}\nspec:\n  hostNetwork: true\n  \
-         terminationGracePeriodSeconds: 1\n  containers:\n  - name: first\n    image: {APP_IMAGE}\n    imagePullPolicy: Never\n    \
-         command: [/bin/sleep, '100000']\n    lifecycle: {{postStart: {{exec: {{command: [/bin/sleep, '3']}}}}}}\n  - name: second\n    \
-         image: {APP_IMAGE}\n    imagePullPolicy: Never\n    command: [/bin/sleep, '100000']\n"
-    )
+fn manifest() -> Value {
+    let [mut first, second] = ["first", "second"].map(|name| container(name, &["/bin/sleep", "100000"]));
+    first["lifecycle"] = json!({ "postStart": { "exec": { "command": ["/bin/sleep", "3"] } } });
+    pod(POD, &[first, second])
 }
 
 pub(crate) async fn a_start_is_answered_after_its_event(ctx: &Testbed<'_>) -> Result<()> {

@@ -2,7 +2,7 @@
 //! OOM kill at all.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use kwitness_api::proto::exit_status::Status;
 use kwitness_api::proto::oom_kill::Exhausted;
@@ -36,7 +36,7 @@ pub(crate) async fn what_a_removed_container_left_kills_by_the_pods_limit(ctx: &
     ctx.with_both(&[], async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
         let pod = node.run_pod(&PodSpec::new("leaky", ctx.combination.handler)?).await?;
-        write(&node.cgroup_directory(&pod.cgroup).join("memory.max"), &POD_LIMIT.to_string())?;
+        cgroup::write(&node.cgroup_directory(&pod.cgroup), "memory.max", POD_LIMIT)?;
         let left = Left(format!("/dev/shm/{}.left", pod.sandbox).into());
         let line = format!("head -c {LEFT} /dev/zero >{}", left.0.display());
         let first = node.run(&pod, &ContainerSpec::shell("first", &line)).await?;
@@ -64,7 +64,7 @@ pub(crate) async fn a_killed_cgroup_is_no_oom_kill(ctx: &Testbed<'_>) -> Result<
         let mut watcher = agent.watch(from_now()).await?;
         let pod = node.run_pod(&PodSpec::new("killed", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
-        write(&node.cgroup_of(&id).await?.join("cgroup.kill"), "1")?;
+        cgroup::write(&node.cgroup_of(&id).await?, "cgroup.kill", 1)?;
         let stopped = stopped(&mut watcher, &id).await?;
         let status = stopped.main_status.as_ref().and_then(|status| status.status);
         ensure!(status == Some(Status::Signal(SIGKILL)) && !stopped.main_oom_killed, "{stopped:?}");
@@ -94,7 +94,7 @@ pub(crate) async fn without_memory_on_the_machine_no_limit_is_blamed(ctx: &Testb
             Ok(is_worst.then_some(()))
         })
         .await?;
-        write(Path::new("/proc/sysrq-trigger"), "f")?;
+        fs::write("/proc/sysrq-trigger", "f").context("write to /proc/sysrq-trigger")?;
         let (_, kill) = kill(&mut watcher, &id).await?;
         ensure!(kill.exhausted == Some(Exhausted::Machine(true)), "{kill:?}");
         let stopped = stopped(&mut watcher, &id).await?;
@@ -107,8 +107,4 @@ pub(crate) async fn without_memory_on_the_machine_no_limit_is_blamed(ctx: &Testb
 async fn stopped(watcher: &mut Watcher, id: &str) -> Result<Stopped> {
     let seen = watcher.wait_until("the container's end", |seen| seen.has(id, "stopped")).await?;
     seen.stopped(id).cloned().context("no end")
-}
-
-fn write(file: &Path, text: &str) -> Result<()> {
-    fs::write(file, text).with_context(|| format!("write {text} to {}", file.display()))
 }

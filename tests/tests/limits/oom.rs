@@ -12,42 +12,39 @@ const LIMIT: u64 = 24 << 20;
 pub(crate) const HOG: &str = "(echo 1000 > /proc/self/oom_score_adj && head -c 100000000 /dev/zero | tail)";
 
 pub(crate) async fn an_oom_kill(ctx: &Testbed<'_>) -> Result<()> {
-    ctx.with_node(async |node| {
-        ctx.with_recorded_agent(&[], async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let pod = node.run_pod(&PodSpec::new("greedy", ctx.combination.handler)?).await?;
-            let limited = |name: &str, line: &str| ContainerSpec::shell(name, line).limited(LIMIT);
+    ctx.with_both_recorded(&[], async |node, agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let pod = node.run_pod(&PodSpec::new("greedy", ctx.combination.handler)?).await?;
+        let limited = |name: &str, line: &str| ContainerSpec::shell(name, line).limited(LIMIT);
 
-            // The shell outlives its child: to the runtime, nothing has happened.
-            let parent = node.run(&pod, &limited("parent", &format!("{HOG}; exec sleep 1000"))).await?;
-            let (event, kill) = kill(&mut watcher, &parent).await?;
-            check(&kill, LIMIT)?;
-            let process = kill.process.as_ref().context("no process")?;
-            ensure!(process.role() == ProcessRole::Child, "{kill:?}");
-            let container = event.container.as_ref().context("no container")?;
-            ensure!(container.id == parent, "{container:?}");
-            let all = |seen: &Seen| {
-                seen.subject(&parent).is_some_and(|subject| {
-                    let names = subject.pod.as_ref().and_then(|pod| pod.name.as_deref());
-                    (subject.name.as_deref(), names) == (Some("parent"), Some("greedy"))
-                })
-            };
-            let seen = watcher.wait_until("the container's names", all).await?;
-            ensure!(!seen.has(&parent, "stopped"), "it stopped:\n{seen}");
-            let status = node.status(&parent).await?;
-            ensure!(status.state() == cri::ContainerState::ContainerRunning, "{status:?}");
+        // The shell outlives its child: to the runtime, nothing has happened.
+        let parent = node.run(&pod, &limited("parent", &format!("{HOG}; exec sleep 1000"))).await?;
+        let (event, kill) = kill(&mut watcher, &parent).await?;
+        check(&kill, LIMIT)?;
+        let process = kill.process.as_ref().context("no process")?;
+        ensure!(process.role() == ProcessRole::Child, "{kill:?}");
+        let container = event.container.as_ref().context("no container")?;
+        ensure!(container.id == parent, "{container:?}");
+        let all = |seen: &Seen| {
+            seen.subject(&parent).is_some_and(|subject| {
+                let names = subject.pod.as_ref().and_then(|pod| pod.name.as_deref());
+                (subject.name.as_deref(), names) == (Some("parent"), Some("greedy"))
+            })
+        };
+        let seen = watcher.wait_until("the container's names", all).await?;
+        ensure!(!seen.has(&parent, "stopped"), "it stopped:\n{seen}");
+        let status = node.status(&parent).await?;
+        ensure!(status.state() == cri::ContainerState::ContainerRunning, "{status:?}");
 
-            // `exec` makes the hog the container's own process.
-            let main = node.run(&pod, &limited("main", "exec tail < /dev/zero")).await?;
-            let (_, kill) = self::kill(&mut watcher, &main).await?;
-            check(&kill, LIMIT)?;
-            let seen = watcher.wait_until("the container's end", |seen| seen.has(&main, "stopped")).await?;
-            let stopped = seen.stopped(&main);
-            ensure!(stopped.is_some_and(|stopped| stopped.main_oom_killed), "{stopped:?}\n{seen}");
-            ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
-            node.remove_pod(&pod).await
-        })
-        .await
+        // `exec` makes the hog the container's own process.
+        let main = node.run(&pod, &limited("main", "exec tail < /dev/zero")).await?;
+        let (_, kill) = self::kill(&mut watcher, &main).await?;
+        check(&kill, LIMIT)?;
+        let seen = watcher.wait_until("the container's end", |seen| seen.has(&main, "stopped")).await?;
+        let stopped = seen.stopped(&main);
+        ensure!(stopped.is_some_and(|stopped| stopped.main_oom_killed), "{stopped:?}\n{seen}");
+        ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
+        node.remove_pod(&pod).await
     })
     .await
 }

@@ -1,21 +1,14 @@
 //! A node whose controllers are in cgroup v1 hierarchies.
 
-use kwitness_api::proto::{self, VerdictKind, wanted};
+use kwitness_api::proto::{VerdictKind, VerifyRequest};
 use kwitness_tests::prelude::*;
 
 pub(crate) async fn limits_need_cgroup_v2(ctx: &Testbed<'_>) -> Result<()> {
     ctx.with_both(&[], async |node, agent| {
         let pod = node.run_pod(&PodSpec::new("old", ctx.combination.handler)?).await?;
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
-        let request = proto::VerifyRequest {
-            filter: Some(proto::Filter { containers: vec![id], ..Default::default() }),
-            wanted: Some(proto::Wanted {
-                memory: Some(wanted::Memory::MemoryBytes(64 << 20)),
-                cpu: Some(wanted::Cpu::MilliCpu(500)),
-            }),
-            wait_ms: 0,
-            prove_ms: 0,
-        };
+        let wanted = Some(limit::wanted(Some(64 << 20), Some(500)));
+        let request = VerifyRequest { wanted, ..limit::of_container(&id) };
         let answer = agent.verify(request).await.context("call Verify")?;
         let mut files = Vec::new();
         for of in &answer.verdicts {

@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
 
 use kwitness_agent::probe::capability::MEMORY_CHARGES;
 use kwitness_api::proto::PressureDirection::{Down, Up};
@@ -13,7 +12,6 @@ use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Basis, CgroupRole, Event, Pressure, PressureDirection};
 use kwitness_tests::hog::limited_to;
 use kwitness_tests::prelude::*;
-use kwitness_tests::process::cgroup_path;
 use nix::libc;
 
 const MIB: u64 = 1 << 20;
@@ -53,42 +51,37 @@ const OBEY: &str = "mkfifo /out/gate; while :; do while read line; do eval \"$li
                     </out/gate; done";
 
 pub(crate) async fn each_crossing_is_reported_once(ctx: &Testbed<'_>) -> Result<()> {
-    ctx.with_node(async |node| {
-        ctx.with_recorded_agent(&SETTINGS, async |agent| {
-            let mut watcher = agent.watch(from_now()).await?;
-            let is_recorded = records_charges(agent).await?;
-            let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
-            let pod = node.run_pod(&PodSpec::new("filled", ctx.combination.handler)?).await?;
-            let fill = format!("/dev/shm/{}", pod.sandbox);
-            let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, directory.path())).await?;
+    ctx.with_both_recorded(&SETTINGS, async |node, agent| {
+        let mut watcher = agent.watch(from_now()).await?;
+        let is_recorded = records_charges(agent).await?;
+        let out = Out::make()?;
+        let pod = node.run_pod(&PodSpec::new("filled", ctx.combination.handler)?).await?;
+        let fill = format!("/dev/shm/{}", pod.sandbox);
+        let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, &out)).await?;
 
-            let mut wanted = Vec::new();
-            for (added, removed, crossings) in STEPS {
-                let add = FILES.iter().filter(|(name, _)| added.contains(name)).map(|(name, percent)| {
-                    format!("head -c {} /dev/zero >{fill}.{name};", LIMIT * percent / 100)
-                });
-                let remove = removed.chars().map(|name| format!("rm {fill}.{name};"));
-                execute(directory.path(), &add.chain(remove).collect::<String>()).await?;
-                wanted.extend_from_slice(crossings);
-                let count = wanted.len();
-                let what = format!("{count} crossings, after +{added} -{removed}");
-                let seen = watcher.wait_until(&what, |seen| crossed(seen, &id).len() >= count).await?;
-                let found: Vec<_> = crossed(&seen, &id)
-                    .iter()
-                    .map(|(_, of)| (of.direction(), of.threshold_percent))
-                    .collect();
-                ensure!(found == wanted, "{what}: {found:?}, not {wanted:?}");
-                wait_sampled(agent).await?;
-            }
-            let seen = watcher.seen();
-            ensure!(crossed(&seen, &id).len() == wanted.len(), "more crossings followed:\n{seen}");
-            for (event, pressure) in crossed(&seen, &id) {
-                check(&event, &pressure, is_recorded)?;
-            }
-            ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
-            node.remove_pod(&pod).await
-        })
-        .await
+        let mut wanted = Vec::new();
+        for (added, removed, crossings) in STEPS {
+            let add = FILES.iter().filter(|(name, _)| added.contains(name)).map(|(name, percent)| {
+                format!("head -c {} /dev/zero >{fill}.{name};", LIMIT * percent / 100)
+            });
+            let remove = removed.chars().map(|name| format!("rm {fill}.{name};"));
+            execute(&out, &add.chain(remove).collect::<String>()).await?;
+            wanted.extend_from_slice(crossings);
+            let count = wanted.len();
+            let what = format!("{count} crossings, after +{added} -{removed}");
+            let seen = watcher.wait_until(&what, |seen| crossed(seen, &id).len() >= count).await?;
+            let found: Vec<_> =
+                crossed(&seen, &id).iter().map(|(_, of)| (of.direction(), of.threshold_percent)).collect();
+            ensure!(found == wanted, "{what}: {found:?}, not {wanted:?}");
+            wait_sampled(agent).await?;
+        }
+        let seen = watcher.seen();
+        ensure!(crossed(&seen, &id).len() == wanted.len(), "more crossings followed:\n{seen}");
+        for (event, pressure) in crossed(&seen, &id) {
+            check(&event, &pressure, is_recorded)?;
+        }
+        ensure!(seen.count("gap") == 0, "records were lost:\n{seen}");
+        node.remove_pod(&pod).await
     })
     .await
 }
@@ -98,19 +91,17 @@ pub(crate) async fn a_limit_that_is_reached_has_usage_sampled(ctx: &Testbed<'_>)
     ctx.with_both(&SAMPLING, async |node, agent| {
         let mut watcher = agent.watch(from_now()).await?;
         ensure!(!records_charges(agent).await?, "the hook is not excluded");
-        let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
+        let out = Out::make()?;
         let pod = node.run_pod(&PodSpec::new("noticed", ctx.combination.handler)?).await?;
-        let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, directory.path())).await?;
+        let id = node.run(&pod, &limited_to(LIMIT, "main", OBEY, &out)).await?;
         // Its first sample has it watched.
         wait_sampled(agent).await?;
 
-        let path = cgroup_path(node.pid(&id).await?)?;
-        let own = node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path));
-        let high = own.join("memory.high");
-        std::fs::write(&high, (LIMIT * 42 / 100).to_string()).context("write memory.high")?;
+        let own = node.own_cgroup_of(&id).await?;
+        cgroup::write(&own, "memory.high", LIMIT * 42 / 100)?;
         // Beside the shell: the kernel has whoever exceeds it sleep, for as long as it sees fit.
         let fill = format!("head -c {} /dev/zero >/dev/shm/{}.a &", LIMIT * 46 / 100, pod.sandbox);
-        execute(directory.path(), &fill).await?;
+        execute(&out, &fill).await?;
         wait_for("the kernel's notice", PATIENCE, async || {
             Ok((counter(agent, "pressure_notices").await? > 0).then_some(()))
         })
@@ -120,7 +111,7 @@ pub(crate) async fn a_limit_that_is_reached_has_usage_sampled(ctx: &Testbed<'_>)
         ensure!((pressure.direction(), pressure.threshold_percent) == (Up, 40), "{pressure:?}");
         check(event, pressure, false)?;
         ensure!(counter(agent, "pressure_watches_failed").await? == 0, "a level is not watched");
-        std::fs::write(&high, "max").context("write memory.high")?;
+        cgroup::write(&own, "memory.high", "max")?;
         node.remove_pod(&pod).await
     })
     .await
@@ -165,20 +156,17 @@ fn check(event: &Event, pressure: &Pressure, is_recorded: bool) -> Result<()> {
 }
 
 /// Waits for the container to read, and until it has done what the line says.
-async fn execute(directory: &Path, line: &str) -> Result<()> {
-    let (gate, done) = (directory.join("gate"), directory.join("done"));
+async fn execute(out: &Out, line: &str) -> Result<()> {
     wait_for("the container to read", PATIENCE, async || {
         // Without a reader, it cannot be opened.
-        let Ok(mut pipe) = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&gate) else {
-            return Ok(None);
-        };
+        let pipe = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(out.at("gate"));
+        let Ok(mut pipe) = pipe else { return Ok(None) };
         writeln!(pipe, "{line}").context("write to the container")?;
         Ok(Some(()))
     })
     .await?;
     wait_for("the container's memory to be filled", PATIENCE, async || {
-        let text = std::fs::read_to_string(&done).unwrap_or_default();
-        Ok((text.trim() == line).then_some(()))
+        Ok(out.left("done").is_some_and(|text| text.trim() == line).then_some(()))
     })
     .await
 }

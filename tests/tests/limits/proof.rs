@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use kwitness_api::proto::{self, Proof, ProofKind, VerdictKind, wanted};
+use kwitness_api::proto::{self, Proof, ProofKind, VerdictKind};
 use kwitness_tests::cri::v1 as cri;
 use kwitness_tests::prelude::*;
 
@@ -33,12 +33,11 @@ pub(crate) async fn a_quota_is_kept_or_it_is_reported(ctx: &Testbed<'_>) -> Resu
         let (_, proof) = proved(agent, &id, "memory.max").await?;
         ensure!(proof.proof() == ProofKind::NotReached, "a shell needs no 64 MiB: {proof:?}");
 
-        let path = process::cgroup_path(node.pid(&id).await?)?;
-        let own = node.cgroup_directory(path.strip_suffix("/container").unwrap_or(&path));
+        let own = node.own_cgroup_of(&id).await?;
         // crun's inner cgroup keeps a quota of its own.
         for directory in [own.clone(), own.join("container")] {
             if directory.is_dir() {
-                std::fs::write(directory.join("cpu.max"), "max").context("raise the quota")?;
+                cgroup::write(&directory, "cpu.max", "max")?;
             }
         }
         let (verdict, proof) = proved(agent, &id, "cpu.max").await?;
@@ -59,16 +58,8 @@ pub(crate) async fn a_quota_is_kept_or_it_is_reported(ctx: &Testbed<'_>) -> Resu
 
 /// The verdict on a file of a container, and what its usage proves.
 async fn proved(agent: &Agent, id: &str, file: &str) -> Result<(VerdictKind, Proof)> {
-    let wanted = proto::Wanted {
-        memory: Some(wanted::Memory::MemoryBytes(64 * MIB)),
-        cpu: Some(wanted::Cpu::MilliCpu(MILLI)),
-    };
-    let request = proto::VerifyRequest {
-        filter: Some(proto::Filter { containers: vec![id.to_owned()], ..Default::default() }),
-        wanted: Some(wanted),
-        wait_ms: 0,
-        prove_ms: INTERVAL,
-    };
+    let wanted = Some(limit::wanted(Some(64 * MIB), Some(MILLI)));
+    let request = proto::VerifyRequest { wanted, prove_ms: INTERVAL, ..limit::of_container(id) };
     let answer = agent.verify(request).await.context("call Verify")?;
     let of = |of: &proto::VerdictOf| of.verdict.as_ref().is_some_and(|verdict| verdict.file == file);
     let found = answer.verdicts.into_iter().find(of).with_context(|| format!("no verdict on {file}"))?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use kwitness_api::proto;
 use kwitness_api::proto::VerdictKind::{Diverged, InForce, Reverted, Unknown};
 use kwitness_tests::cri::{Cri, v1 as cri};
+use kwitness_tests::kubelet::checkpoint;
 use kwitness_tests::outage::Bpffs;
 use kwitness_tests::prelude::*;
 
@@ -43,10 +44,7 @@ async fn restarts(
     let spec = ContainerSpec::new("main", &["/bin/sleep", "1000"]).limited(64 << 20);
     let id = node.create_by(&through, &pod, &spec).await?;
     node.start_container(&id).await?;
-    let resources = serde_json::json!({ "limits": { "memory": "64Mi" } });
-    let entry = serde_json::json!({ "ContainerResources": { "main": resources } });
-    let data = serde_json::json!({ "entries": { (pod.spec.uid.as_str()): entry } });
-    let checkpoint = serde_json::json!({ "data": data.to_string(), "checksum": 0 }).to_string();
+    let checkpoint = checkpoint(&pod.spec.uid, &serde_json::json!({ "memory": "64Mi" }));
     std::fs::write(kubelet.join("allocated_pods_state"), checkpoint).context("write the checkpoint")?;
     judged(agent, &id, "admitted", |verdict| {
         verdict.verdict() == InForce && verdict.compared_with() == proto::Source::KubeletAllocated
@@ -109,12 +107,5 @@ async fn judged(
     step: &str,
     is_so: impl Fn(&proto::Verdict) -> bool,
 ) -> Result<proto::Verdict> {
-    wait_for(step, LIMIT, async || {
-        let filter = Some(proto::Filter { containers: vec![id.to_owned()], ..Default::default() });
-        let request = proto::VerifyRequest { filter, ..Default::default() };
-        let Ok(answer) = agent.verify(request).await else { return Ok(None) };
-        let mut verdicts = answer.verdicts.into_iter().filter_map(|of| of.verdict);
-        Ok(verdicts.find(|verdict| verdict.file == "memory.max").filter(&is_so))
-    })
-    .await
+    limit::judged(agent, &limit::of_container(id), step, LIMIT, is_so).await
 }

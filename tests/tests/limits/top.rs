@@ -14,13 +14,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) async fn usage_its_limit_and_when_it_is_reached(ctx: &Testbed<'_>) -> Result<()> {
     ctx.with_both(&[], async |node, agent| {
-        let directory = tempfile::tempdir_in("/run").context("make a directory for the pipe")?;
+        let out = Out::make()?;
         let pod = node.run_pod(&PodSpec::new("filling", ctx.combination.handler)?).await?;
-        // It keeps what it reads, until there is an end of a line.
-        let line = "mkfifo /out/gate; exec tail </out/gate >/dev/null";
-        node.run(&pod, &limited("main", line, directory.path())).await?;
-        let gate = directory.path().join("gate");
-        wait_for("the pipe", PATIENCE, async || Ok(gate.exists().then_some(()))).await?;
+        node.run(&pod, &limited("main", KEEP, &out)).await?;
+        out.wait("gate", PATIENCE).await?;
+        let gate = out.at("gate");
         let open = tokio::task::spawn_blocking(move || File::options().write(true).open(gate));
         let mut pipe = open.await?.context("open the pipe")?;
         pipe.write_all(&vec![0; 8 * MIB]).context("fill the container")?;

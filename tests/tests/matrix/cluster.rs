@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use kwitness_tests::cluster_node::registered;
 use kwitness_tests::cri::v1;
-use kwitness_tests::kubelet::Setup;
+use kwitness_tests::kubelet::{Setup, container};
 use kwitness_tests::matrix::{KubeletVariant, Origin, Spec};
 use kwitness_tests::node::Extras;
-use kwitness_tests::pod::APP_IMAGE;
 use kwitness_tests::prelude::*;
 use serde_json::{Value, json};
 
@@ -90,8 +90,7 @@ impl Cluster<'_> {
     /// Has the kubelet run all pods, and waits until they do. Returns those that do not, each with the reason.
     pub(crate) async fn run(&self, specs: &[Spec]) -> Result<BTreeMap<&'static str, String>> {
         if let Some(api) = self.api {
-            let there = async || Ok(api.get("node", NODE).ok());
-            wait_for("the node to be registered", SOON, there).await?;
+            registered(api).await?;
         }
         let mut failed = BTreeMap::new();
         for batch in specs.chunks(BATCH) {
@@ -126,18 +125,13 @@ impl Cluster<'_> {
         let manifest = spec.manifest(1);
         match self.api {
             Some(api) => api.create(&manifest),
-            None => self.kubelet.place(spec.name, &manifest.to_string()),
+            None => self.kubelet.place(spec.name, &manifest),
         }
     }
 
     fn add_ephemeral(&self, spec: &Spec) -> Result<()> {
         let api = self.api.context("no API server to add an ephemeral container by")?;
-        let container = json!({
-            "name": EPHEMERAL,
-            "image": APP_IMAGE,
-            "imagePullPolicy": "Never",
-            "command": ["/bin/sleep", "100000"],
-        });
+        let container = container(EPHEMERAL, &["/bin/sleep", "100000"]);
         let patch = json!({ "spec": { "ephemeralContainers": [container] } }).to_string();
         api.run(&["patch", "pod", spec.name, "--subresource=ephemeralcontainers", "--patch", &patch])?;
         Ok(())
@@ -186,7 +180,7 @@ impl Cluster<'_> {
     /// Asks for limits that are so many times those of the table.
     pub(crate) fn resize(&self, spec: &Spec, times: u64) -> Result<()> {
         let manifest = spec.manifest(times);
-        let Some(api) = self.api else { return self.kubelet.place(spec.name, &manifest.to_string()) };
+        let Some(api) = self.api else { return self.kubelet.place(spec.name, &manifest) };
         let resources = |of: &Value| {
             let all = of.as_array().into_iter().flatten();
             all.map(|of| json!({ "name": of["name"], "resources": of["resources"] })).collect::<Vec<_>>()

@@ -4,21 +4,16 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
 use kwitness_abi::{CHARGE_RECORDS, CHARGE_WINDOW};
 use kwitness_core::model::{Bound, CgroupId, Fact, KernelTime, MemoryCharge, Thresholds};
 use kwitness_core::pressure::sampling::ThresholdState;
-use kwitness_tests::cgroup;
-use kwitness_tests::context::TestContext;
-use kwitness_tests::environment::CgroupLayout;
-use kwitness_tests::suite::Case;
+use kwitness_tests::prelude::*;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 
 use crate::child::{Action, Child};
-use crate::limits::{root_with_controllers, write};
+use crate::limits::root_with_controllers;
 use crate::producer::{self, RESERVED};
 use crate::session::Session;
 use crate::{Loaded, Scenario, by_function_hooks};
@@ -55,7 +50,7 @@ fn fill(container: &Path, limited: &Path, times: u64) -> Result<Child> {
 }
 
 fn limit(directory: &Path) -> Result<()> {
-    write(&directory.join("memory.max"), &LIMIT.to_string())
+    cgroup::write(directory, "memory.max", LIMIT)
 }
 
 /// The charges of that cgroup that were recorded, in the order of their times.
@@ -119,7 +114,7 @@ fn own_limit(session: &mut Session, parent: &Path) -> Result<()> {
 fn pods_limit(session: &mut Session, parent: &Path) -> Result<()> {
     let root = root_with_controllers(parent, "chargepod")?;
     let pod = root.sub("pod")?;
-    write(&pod.join("cgroup.subtree_control"), "+memory")?;
+    cgroup::write(&pod, "cgroup.subtree_control", "+memory")?;
     limit(&pod)?;
     let container = root.sub("pod/ctr")?;
     let child = fill(&container, &pod, 1)?;
@@ -150,9 +145,8 @@ fn charged_from_outside(session: &mut Session, parent: &Path) -> Result<()> {
     let mut address = reserved.with_context(|| format!("nothing is reserved:\n{maps}"))?;
     let memory =
         File::options().write(true).open(format!("/proc/{}/mem", child.pid())).context("its memory")?;
-    let usage = container.join("memory.current");
     let block = [1; 64 << 10];
-    while fs::read_to_string(&usage).context("read usage")?.trim_end().parse::<u64>()? < FULL {
+    while cgroup::number(&container, "memory.current")? < FULL {
         memory.write_all_at(&block, address).context("write to its memory")?;
         address += block.len() as u64;
     }

@@ -3,10 +3,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use anyhow::{Context, Result, ensure};
 use kwitness_core::model::{CgroupId, ExitStatus, Fact, PathText, TaskInfo};
-use kwitness_tests::cgroup;
-use kwitness_tests::environment::Environment;
+use kwitness_tests::prelude::*;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 

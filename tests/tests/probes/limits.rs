@@ -1,7 +1,6 @@
 //! Writes to limit files, by each kind of hook: value, writer, outcome and times; which are reported, which are not, and how often.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,12 +56,8 @@ pub fn cases(ctx: &TestContext, loaded: &Arc<Loaded>) -> Vec<Case> {
 /// A root whose children have limits of their own.
 pub fn root_with_controllers(parent: &Path, name: &str) -> Result<Root> {
     let root = Root::make(parent, name)?;
-    write(&root.directory().join("cgroup.subtree_control"), "+memory +pids")?;
+    cgroup::write(root.directory(), "cgroup.subtree_control", "+memory +pids")?;
     Ok(root)
-}
-
-pub fn write(file: &Path, text: &str) -> Result<()> {
-    fs::write(file, text).with_context(|| format!("write {text} to {}", file.display()))
 }
 
 /// The writes to that cgroup's files that were reported, in order.
@@ -85,7 +80,7 @@ fn own_cgroup() -> Result<CgroupId> {
 fn whole(session: &mut Session, parent: &Path) -> Result<()> {
     let root = root_with_controllers(parent, "reported")?;
     let container = root.sub("ctr")?;
-    write(&container.join("pids.max"), "77\n")?;
+    cgroup::write(&container, "pids.max", "77\n")?;
     session.settle()?;
     let reported = writes(session, cgroup::id(&container)?);
     let [began, returned] = &reported[..] else { anyhow::bail!("{reported:#?}") };
@@ -126,13 +121,6 @@ fn chosen(session: &mut Session) -> Option<HookKind> {
     report.chosen.map(|hook| hook.kind)
 }
 
-/// Writes without truncating the file first, which would be a change of the file by itself.
-fn overwrite(file: &Path, text: &str) -> Result<()> {
-    let mut open =
-        fs::File::options().write(true).open(file).with_context(|| format!("open {}", file.display()))?;
-    open.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", file.display()))
-}
-
 /// Without a program at the function: what fanotify can report, and of which cgroups.
 fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
     let (to, mut notices) = tokio::sync::mpsc::channel(64);
@@ -141,14 +129,14 @@ fn noticed(session: &mut Session, parent: &Path) -> Result<()> {
     let beside = Root::make_named(parent, &format!("unnoticed-{}", std::process::id()))?;
     let container = root.sub("ctr")?;
     // A limit that every hierarchy has; one that is not tracked; a file that is no limit; a write that is refused.
-    overwrite(&beside.directory().join("cgroup.freeze"), "0")?;
-    overwrite(&container.join("cgroup.max.depth"), "7")?;
-    ensure!(overwrite(&container.join("cgroup.freeze"), "nonsense").is_err(), "the kernel took it");
+    cgroup::write(beside.directory(), "cgroup.freeze", "0")?;
+    cgroup::write(&container, "cgroup.max.depth", "7")?;
+    ensure!(cgroup::write(&container, "cgroup.freeze", "nonsense").is_err(), "the kernel took it");
     // A truncation gives a notice, whatever becomes of the write; not with 5.10 and 6.1.
     ensure!(fs::write(container.join("cgroup.freeze"), "nonsense").is_err(), "the kernel took it");
-    overwrite(&container.join("cgroup.freeze"), "0")?;
+    cgroup::write(&container, "cgroup.freeze", "0")?;
     // A notice of the root comes after all of the container.
-    overwrite(&root.directory().join("cgroup.freeze"), "0")?;
+    cgroup::write(root.directory(), "cgroup.freeze", "0")?;
     let (id, root_id) = (cgroup::id(&container)?, root.id()?);
     let mut reported = Vec::new();
     while !matches!(reported.last(), Some(KernelEvent { cgroup, .. }) if cgroup.0 == root_id) {
@@ -190,7 +178,7 @@ fn overflown(session: &mut Session, parent: &Path) -> Result<()> {
     for group in 0..=queued / FILES.len() {
         let directory = root.sub(&group.to_string())?;
         for (file, text) in FILES.iter().zip(["0", "7", "7"]) {
-            overwrite(&directory.join(file), text)?;
+            cgroup::write(&directory, file, text)?;
         }
         // The rings are not what is to be full.
         while session.drain()? {}
@@ -217,12 +205,12 @@ fn by_syscall(session: &mut Session, parent: &Path) -> Result<()> {
     let root = Root::make(parent, "syscall")?;
     let container = root.sub("ctr")?;
     let ordinary = tempfile::NamedTempFile::new().context("make a file")?;
-    overwrite(ordinary.path(), "1")?;
-    overwrite(&container.join("cgroup.max.depth"), "7")?;
-    overwrite(&container.join("cgroup.freeze"), "0\n")?;
-    ensure!(overwrite(&container.join("cgroup.freeze"), "nonsense").is_err(), "the kernel took it");
+    fs::write(ordinary.path(), "1").context("write to an ordinary file")?;
+    cgroup::write(&container, "cgroup.max.depth", "7")?;
+    cgroup::write(&container, "cgroup.freeze", "0\n")?;
+    ensure!(cgroup::write(&container, "cgroup.freeze", "nonsense").is_err(), "the kernel took it");
     let long = "9".repeat(1000);
-    ensure!(overwrite(&container.join("cgroup.freeze"), &long).is_err(), "the kernel took it");
+    ensure!(cgroup::write(&container, "cgroup.freeze", &long).is_err(), "the kernel took it");
     session.settle()?;
     let reported = writes(session, cgroup::id(&container)?);
     let refused = |errno: Errno| Some(WriteResult::Refused { errno: errno as i32 });
@@ -279,16 +267,16 @@ fn filtered(session: &mut Session, parent: &Path) -> Result<()> {
     // An untracked cgroup; then a tracked root is made below it.
     let above = Root::make_named(parent, &format!("above-{}", std::process::id()))?;
     let beside = Root::make_named(parent, &format!("beside-{}", std::process::id()))?;
-    write(&above.directory().join("pids.max"), "1001")?;
+    cgroup::write(above.directory(), "pids.max", "1001")?;
     let tracked = above.sub("kubepods")?;
-    write(&above.directory().join("pids.max"), "1002")?;
-    write(&beside.directory().join("pids.max"), "1003")?;
+    cgroup::write(above.directory(), "pids.max", "1002")?;
+    cgroup::write(beside.directory(), "pids.max", "1003")?;
     // No limit, and the write that moves a process.
-    write(&tracked.join("cgroup.max.depth"), "7")?;
+    cgroup::write(&tracked, "cgroup.max.depth", "7")?;
     let child = producer::spawn(above.directory(), "pause")?;
     cgroup::enter(&tracked, child.pid())?;
-    write(&tracked.join("cgroup.freeze"), "1")?;
-    write(&tracked.join("cgroup.freeze"), "0")?;
+    cgroup::write(&tracked, "cgroup.freeze", "1")?;
+    cgroup::write(&tracked, "cgroup.freeze", "0")?;
     drop(child);
     session.settle()?;
     let values = |id| -> Vec<_> {
@@ -335,7 +323,7 @@ fn flood(session: &mut Session, parent: &Path) -> Result<()> {
     // One write of the quiet one after each turn of the noisy one.
     for number in 1..=producer::TURNS {
         child.wait_stopped()?;
-        write(&quiet.join("pids.max"), &number.to_string())?;
+        cgroup::write(&quiet, "pids.max", number)?;
         child.signal(Signal::SIGCONT)?;
     }
     child.wait()?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kwitness_core::model::{Caller, CgroupId, ExitStatus, Fact, OomChoice, OomKill, OomScope};
 use kwitness_tests::prelude::*;
 
-use crate::limits::{root_with_controllers, write};
+use crate::limits::root_with_controllers;
 use crate::producer;
 use crate::session::Session;
 use crate::{Loaded, Scenario, by_function_hooks};
@@ -83,13 +83,13 @@ fn own_limit(session: &mut Session, parent: &Path) -> Result<()> {
 }
 
 fn limit(directory: &Path) -> Result<()> {
-    write(&directory.join("memory.max"), &LIMIT.to_string())
+    cgroup::write(directory, "memory.max", LIMIT)
 }
 
 fn pods_limit(session: &mut Session, parent: &Path) -> Result<()> {
     let root = root_with_controllers(parent, "oompod")?;
     let pod = root.sub("pod")?;
-    write(&pod.join("cgroup.subtree_control"), "+memory")?;
+    cgroup::write(&pod, "cgroup.subtree_control", "+memory")?;
     limit(&pod)?;
     let container = root.sub("pod/ctr")?;
     let pid = hog(&container)?;
@@ -100,7 +100,7 @@ fn group(session: &mut Session, parent: &Path) -> Result<()> {
     let root = root_with_controllers(parent, "oomgroup")?;
     let container = root.sub("ctr")?;
     limit(&container)?;
-    write(&container.join("memory.oom.group"), "1")?;
+    cgroup::write(&container, "memory.oom.group", "1")?;
     let others = [producer::spawn(&container, "pause")?, producer::spawn(&container, "pause")?];
     let pid = hog(&container)?;
     let mut members: Vec<_> = others.iter().map(|child| child.pid()).collect();

@@ -2,11 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
 use kwitness_core::model::ExitStatus;
-use kwitness_tests::cgroup;
+use kwitness_tests::prelude::*;
 use nix::sched::CloneFlags;
 
 use crate::child::{Action, Child, exec, exit_thread};

@@ -4,13 +4,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
 use kwitness_agent::probe::{Loaded, Running, Settings};
 use kwitness_core::decode::Decoder;
 use kwitness_core::model::{Fact, KernelEvent, PathText};
-use kwitness_tests::cgroup;
+use kwitness_tests::cgroup::TestCgroup;
+use kwitness_tests::prelude::*;
 use tokio::runtime::Runtime;
 
 /// How long anything may take that the kernel does by itself.
@@ -142,7 +141,7 @@ impl Session {
 
 /// A cgroup of a test, removed with all below it when dropped. Its name begins with `kubepods`: a root of the tracked set.
 pub struct Root {
-    directory: PathBuf,
+    cgroup: TestCgroup,
     path: String,
 }
 
@@ -154,18 +153,17 @@ impl Root {
 
     /// Makes a cgroup of that name in the cgroup of that directory.
     pub fn make_named(parent: &Path, name: &str) -> Result<Self> {
-        let directory = parent.join(name);
-        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
-        Ok(Self { path: cgroup::path_of(&directory)?, directory })
+        let cgroup = TestCgroup::make(parent, name)?;
+        Ok(Self { path: cgroup::path_of(cgroup.directory())?, cgroup })
     }
 
     pub fn id(&self) -> Result<u64> {
-        cgroup::id(&self.directory)
+        self.cgroup.id()
     }
 
     /// Makes a cgroup below it; its directory.
     pub fn sub(&self, path: &str) -> Result<PathBuf> {
-        let directory = self.directory.join(path);
+        let directory = self.directory().join(path);
         fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
         Ok(directory)
     }
@@ -182,15 +180,7 @@ impl Root {
     }
 
     pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-}
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        if let Err(error) = cgroup::remove_tree(&self.directory) {
-            eprintln!("leaving {} behind: {error:#}", self.directory.display());
-        }
+        self.cgroup.directory()
     }
 }
 

@@ -8,17 +8,14 @@ use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
 use kwitness_abi::{RecordKind, container_number};
 use kwitness_core::model::{ExitStatus, Fact, KernelEvent};
-use kwitness_tests::cgroup;
-use kwitness_tests::environment::{Environment, Tier};
-use kwitness_tests::suite::Case;
 
 use crate::producer;
 use crate::session::{Root, Session, rmdir};
 use crate::{Loaded, settings};
 use kwitness_agent::probe::Settings;
+use kwitness_tests::prelude::*;
 
 /// On a real processor, and where what takes long is wanted.
 const CONTAINERS: u32 = 10_000;
@@ -282,10 +279,8 @@ fn until_lost(session: &mut Session, kind: RecordKind, cause: impl Fn() -> Resul
 
 /// Waits until the kernel has let go of every cgroup below the root: the rings are full, so no record shows it.
 fn await_releases(root: &Root) -> Result<()> {
-    let stat = root.directory().join("cgroup.stat");
     for _ in 0..1000 {
-        let text = std::fs::read_to_string(&stat).with_context(|| format!("read {}", stat.display()))?;
-        if text.lines().any(|line| line == "nr_dying_descendants 0") {
+        if cgroup::entry(root.directory(), "cgroup.stat", "nr_dying_descendants")? == 0 {
             return Ok(());
         }
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -1,7 +1,5 @@
 //! Each condition is forced, and the alert's labels must name the container that it happened to.
 
-use std::fs;
-
 use kwitness_tests::prelude::*;
 use kwitness_tests::prometheus::Prometheus;
 
@@ -42,8 +40,7 @@ pub(crate) async fn alerts_fire_on_what_really_happened(ctx: &Testbed<'_>) -> Re
         let in_force =
             r#"kwitness_limit_verdict{container="calm",resource="memory",verdict="in_force"} == 1"#;
         prometheus.wait_for_sample(in_force).await?;
-        let file = node.cgroup_directory(&path).join("memory.max");
-        fs::write(&file, OTHER_LIMIT).with_context(|| format!("write {}", file.display()))?;
+        cgroup::write(&node.cgroup_directory(&path), "memory.max", OTHER_LIMIT)?;
         let mut reverted = of("calm").to_vec();
         reverted.push(("resource", "memory"));
         prometheus.wait_for_alert("ContainerLimitNotInForce", &reverted).await?;

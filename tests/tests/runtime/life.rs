@@ -4,8 +4,7 @@ use std::fs;
 
 use kwitness_tests::pod::{Qos, new_static_uid};
 use kwitness_tests::prelude::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// How containerd stops a sandbox.
@@ -142,7 +141,7 @@ pub(crate) async fn a_pod_in_the_nodes_pid_namespace(ctx: &Testbed<'_>) -> Resul
         let id = node.run(&pod, &ContainerSpec::new("main", &["/bin/sleep", "1000"])).await?;
         // Not the first process of a pid namespace, so that a signal without a handler ends it.
         let pid = node.pid(&id).await?;
-        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM).context("send SIGTERM")?;
+        process::signal(pid, Signal::SIGTERM)?;
         ensure!(node.wait_exited(&id).await?.exit_code == 128 + 15, "the runtime's exit code");
         node.remove_pod(&pod).await?;
         let seen = watcher.wait_until("the end", |seen| seen.has(&id, "deleted")).await?;

@@ -1,9 +1,10 @@
 //! From the kernel's hook to a gRPC client, on an idle machine: kwitness against a floor.
 
-use std::process::{Child, Command};
+use std::process::Command;
 
 use kwitness_api::proto::Event;
 use kwitness_tests::prelude::*;
+use kwitness_tests::process::Killed;
 use tokio::time::timeout;
 
 use crate::floor::{self, Record};
@@ -45,7 +46,7 @@ const SPARE: u32 = 1000;
 
 /// A container that has a program executed every ten milliseconds; killed when dropped.
 pub(crate) struct Ticking {
-    child: Child,
+    _child: Killed,
     pub(crate) cgroup: u64,
     _container: HandMade,
 }
@@ -53,16 +54,8 @@ pub(crate) struct Ticking {
 impl Ticking {
     pub(crate) fn start(kubepods: &Kubepods, ticks: u32) -> Result<Self> {
         let container = kubepods.container()?;
-        let child = container.start("/proc/self/exe", &["ticks", &(ticks + SPARE).to_string()])?;
-        Ok(Self { child, cgroup: container.cgroup().id()?, _container: container })
-    }
-}
-
-impl Drop for Ticking {
-    fn drop(&mut self) {
-        // Fails only for one that has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let child = Killed(container.start("/proc/self/exe", &["ticks", &(ticks + SPARE).to_string()])?);
+        Ok(Self { _child: child, cgroup: container.cgroup().id()?, _container: container })
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_tests::agent::connect;
 use kwitness_tests::prelude::*;
+use kwitness_tests::process::Killed;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -190,14 +191,14 @@ impl Drop for Pinned {
 }
 
 /// A process that watches everything, by one stream or several, each with a connection of its own; ended when dropped.
-pub(crate) struct Client(Child);
+pub(crate) struct Client(Killed);
 
 impl Client {
     pub(crate) fn start(socket: &Path, streams: usize) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("watch").arg(socket).arg(streams.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut client = Self(command.spawn().context("start the client")?);
+        let mut client = Self(Killed(command.spawn().context("start the client")?));
         let mut ready = [0];
         let output = client.0.stdout.as_mut().context("the client has no output")?;
         output.read_exact(&mut ready).context("wait for the client's streams")?;
@@ -206,14 +207,6 @@ impl Client {
 
     pub(crate) fn pid(&self) -> u32 {
         self.0.id()
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        // Fails only for one that has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -6,11 +6,10 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use kwitness_tests::cri::v1;
-use kwitness_tests::kubelet::Setup;
+use kwitness_tests::kubelet::{Setup, container, pod};
 use kwitness_tests::node::containerd_version;
-use kwitness_tests::pod::APP_IMAGE;
 use kwitness_tests::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::footprint::{cpu_times, ran};
 use crate::report::{Row, Target, quantile};
@@ -240,24 +239,7 @@ fn name(number: usize) -> String {
     format!("pod{number:03}")
 }
 
-fn manifest(number: usize) -> String {
-    let container = |number: usize| {
-        json!({
-            "name": format!("c{number}"),
-            "image": APP_IMAGE,
-            "imagePullPolicy": "Never",
-            "command": ["/bin/sleep", "100000"],
-        })
-    };
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "name": name(number), "namespace": "default" },
-        "spec": {
-            "hostNetwork": true,
-            "terminationGracePeriodSeconds": 1,
-            "containers": (0..CONTAINERS).map(container).collect::<Vec<_>>(),
-        },
-    })
-    .to_string()
+fn manifest(number: usize) -> Value {
+    let sleeper = |number: usize| container(&format!("c{number}"), &["/bin/sleep", "100000"]);
+    pod(&name(number), &(0..CONTAINERS).map(sleeper).collect::<Vec<_>>())
 }

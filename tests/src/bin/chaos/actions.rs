@@ -1,7 +1,5 @@
 //! What befalls the daemon, and in which order.
 
-use std::fmt;
-
 use clap::ValueEnum;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -38,29 +36,6 @@ pub enum Action {
     RestartProxy,
     /// The wall clock is set an hour ahead, then back.
     StepClock,
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kill => "kill the daemon",
-            Self::End => "end the daemon",
-            Self::Pause => "stop the daemon's threads",
-            Self::OomKill => "have the daemon OOM-killed",
-            Self::Upgrade => "upgrade to other maps",
-            Self::CrashInUpgrade => "upgrade to other maps, with a crash",
-            Self::SmallRing => "overflow a small ring",
-            Self::LosePins => "remove the pins",
-            Self::UnmountBpffs => "unmount the BPF file system",
-            Self::FullState => "fill the state directory",
-            Self::ReadOnlyState => "make the state directory read-only",
-            Self::StalledWatchers => "add watchers that never read",
-            Self::RestartRuntime => "restart the runtime",
-            Self::PauseRuntime => "stop the runtime's threads",
-            Self::RestartProxy => "restart the proxy",
-            Self::StepClock => "step the wall clock",
-        })
-    }
 }
 
 /// The sequence that a seed gives, wherever it is played: all actions, each once, in another order each round.

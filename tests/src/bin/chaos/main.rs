@@ -74,10 +74,10 @@ async fn play(seed: u64, duration: Duration) -> Result<Account> {
     while began.elapsed() < duration {
         let (action, lives) = sequence.next();
         if let Some(reason) = stage.refuses(action) {
-            println!("{:5.1} s: not here: {action}: {reason}", began.elapsed().as_secs_f64());
+            println!("{:5.1} s: not here: {action:?}: {reason}", began.elapsed().as_secs_f64());
             continue;
         }
-        println!("{:5.1} s: {action}", began.elapsed().as_secs_f64());
+        println!("{:5.1} s: {action:?}", began.elapsed().as_secs_f64());
         stage.perform(action, lives, &storm).await.with_context(|| stage.log_tail())?;
     }
     // Small rings and lost pins end here: what comes last is seen.

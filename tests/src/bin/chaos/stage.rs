@@ -226,11 +226,7 @@ impl Stage {
     /// Gives the daemon no page more, and something to do.
     async fn oom_kill(&mut self, lives: usize, storm: &Storm) -> Result<()> {
         let narrow = self.narrow.as_ref().context("the memory controller is not to be had")?;
-        let write = |file: &str, value: &str| {
-            let path = narrow.directory().join(file);
-            fs::write(&path, value).with_context(|| format!("write {value} to {}", path.display()))
-        };
-        write("memory.max", "0")?;
+        cgroup::write(narrow.directory(), "memory.max", 0)?;
         narrow.enter(self.agent.pid())?;
         wait_for("the OOM killer", LIMIT, async || {
             // Each connection takes memory.
@@ -238,10 +234,9 @@ impl Stage {
             Ok(self.agent.process().check_running().is_err().then_some(()))
         })
         .await?;
-        write("memory.max", "max")?;
-        let events =
-            fs::read_to_string(narrow.directory().join("memory.events")).context("read memory.events")?;
-        ensure!(!events.contains("oom_kill 0\n"), "it ended otherwise: {events}\n{}", self.agent.log_tail());
+        cgroup::write(narrow.directory(), "memory.max", "max")?;
+        let kills = memory_event(narrow.directory(), "oom_kill")?;
+        ensure!(kills > 0, "it ended otherwise\n{}", self.agent.log_tail());
         storm.more(lives).await?;
         self.start_again().await
     }

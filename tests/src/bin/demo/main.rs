@@ -9,17 +9,18 @@ mod script;
 mod stage;
 mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use kwitness_tests::boost::{build, startup};
+use kwitness_tests::cri_events::Subscriber;
 use kwitness_tests::oom;
 use kwitness_tests::prelude::*;
 
 use crate::script::Script;
 use crate::stage::Stage;
-use crate::verdict::{Findings, RuntimeEvents};
+use crate::verdict::Findings;
 
 /// Shows kwitness watching a real container runtime.
 #[derive(Debug, Parser)]
@@ -110,7 +111,8 @@ async fn play_with(
     combination: Combination,
     pause: Duration,
 ) -> Result<Findings> {
-    let runtime_events = RuntimeEvents::collect(node.cri());
+    // Without the runtime's own events there is nothing to compare with, and that is all.
+    let runtime_events = Subscriber::open(Path::new(CONTAINERD_SOCKET), None).await?;
     let watcher = agent.watch(from_now()).await?;
     let stage = Stage::open(environment, agent, watcher, pause).await?;
     let mut script = Script::new(node, combination.handler, stage);

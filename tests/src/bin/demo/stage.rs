@@ -12,8 +12,7 @@ use std::thread::JoinHandle;
 use anstyle::{AnsiColor, Style};
 use kwitness_tests::cri::v1::VersionRequest;
 use kwitness_tests::prelude::*;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 const NARRATOR: Style = AnsiColor::Cyan.on_default().bold();
 const TITLE: Style = Style::new().bold();
@@ -122,8 +121,7 @@ impl Stage {
 
     /// Ends the command as a person would, with Ctrl-C, and gives all that the client saw.
     pub(crate) fn close(mut self) -> Result<Seen> {
-        let pid = i32::try_from(self.command.id()).context("a pid that is no pid_t")?;
-        kill(Pid::from_raw(pid), Signal::SIGINT).context("interrupt `kwitness events`")?;
+        process::signal(self.command.id(), Signal::SIGINT)?;
         let status = self.command.wait().context("wait for `kwitness events`")?;
         ensure!(status.code() == Some(INTERRUPTED), "`kwitness events` ended badly after Ctrl-C: {status}");
         ensure!(self.printer.join().is_ok(), "the printing of `kwitness events` broke off");

@@ -1,46 +1,12 @@
 //! What was reported, compared with what was done; and how long the report took.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
 use kwitness_api::proto::{Basis, StatusResponse};
-use kwitness_tests::cri::{Cri, v1};
+use kwitness_cri::events::ContainerEventType;
+use kwitness_tests::cri_events::Subscriber;
 use kwitness_tests::prelude::*;
-use tokio::task::JoinHandle;
 
 use crate::script::Deed;
 use crate::stage;
-
-#[derive(Debug)]
-pub(crate) struct RuntimeEvents {
-    arrived: Arc<Mutex<HashMap<(String, v1::ContainerEventType), u64>>>,
-    task: JoinHandle<()>,
-}
-
-impl RuntimeEvents {
-    /// Subscribes to the runtime's events, to compare with.
-    pub(crate) fn collect(cri: &Cri) -> Self {
-        let arrived = Arc::new(Mutex::new(HashMap::new()));
-        let (sink, cri) = (Arc::clone(&arrived), cri.clone());
-        let task = tokio::spawn(async move {
-            // containerd answers this call with its first event, and not before. Without its events, the demo has
-            // nothing to compare with, and that is all.
-            let Ok(mut stream) = cri.get_container_events().await else { return };
-            while let Ok(Some(event)) = stream.message().await {
-                let at = boottime();
-                let key = (event.container_id.clone(), event.container_event_type());
-                sink.lock().unwrap_or_else(PoisonError::into_inner).insert(key, at);
-            }
-        });
-        Self { arrived, task }
-    }
-}
-
-impl Drop for RuntimeEvents {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct Findings {
@@ -57,7 +23,7 @@ impl Findings {
     pub(crate) fn reach(
         deeds: &[Deed],
         seen: &Seen,
-        runtime: &RuntimeEvents,
+        runtime: &Subscriber,
         status: &StatusResponse,
     ) -> Result<Self> {
         let mut wrong = Vec::new();
@@ -81,12 +47,13 @@ impl Findings {
         });
         let latency =
             from_kernel.map(|received| received.at.saturating_sub(received.event.kernel_time)).collect();
-        let arrived = runtime.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        let runtimes = runtime.reported();
         // Only the ends compare: a runtime reports a start before the container's program is executed.
         let stopped = seen.events().filter(|event| kind(event) == "stopped");
         let runtime = stopped.filter_map(|event| {
-            let key = (event.container.as_ref()?.id.clone(), v1::ContainerEventType::ContainerStoppedEvent);
-            Some(arrived.get(&key)?.saturating_sub(event.kernel_time))
+            let id = &event.container.as_ref()?.id;
+            let received = runtimes.find(id, ContainerEventType::ContainerStoppedEvent)?;
+            Some((received.at - event.time?.to_unix_nanos()).max(0).unsigned_abs())
         });
         let runtime = runtime.collect();
         let lost = status.lost.values().sum();
