@@ -113,13 +113,8 @@ impl Proxy {
         });
         let log = log.await?;
         let line = log.lines().rfind(|line| line.contains(" counters ")).context("the line")?;
-        let pairs = line.split_whitespace().filter_map(|word| word.rsplit_once('='));
-        Ok(pairs
-            .filter_map(|(name, count)| {
-                let name = name.rsplit_once('=').map_or(name, |(_, name)| name);
-                Some((name.to_owned(), count.parse().ok()?))
-            })
-            .collect())
+        let pairs = line.split_whitespace().filter_map(|word| word.split_once('='));
+        Ok(pairs.filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?))).collect())
     }
 
     pub fn log_tail(&self) -> String {

@@ -85,7 +85,7 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
         code: Some(tonic::Code::Unimplemented.into()),
         resources: Some(proto::CriResources { memory_limit_in_bytes: 32 << 20, ..Default::default() }),
     };
-    let reported = proto::ReportCriRequestsRequest { requests: vec![request] };
+    let reported = proto::ReportCriRequestsRequest { requests: vec![request], ..Default::default() };
     let answer = agent.client().await?.report_cri_requests(reported).await?.into_inner();
     ensure!(answer.accepted == 1, "{answer:?}");
     wait_for("what was requested for the pod", LIMIT, async || {
@@ -96,18 +96,25 @@ async fn report(node: &Node, agent: &mut Agent, proxy: &Proxy, combination: Comb
     })
     .await?;
 
-    // Without a daemon the calls go on, and what is not reported is counted.
-    let counts = proxy.counts().await?;
-    ensure!(counts["requests_dropped"] == 0 && counts["requests_malformed"] == 0, "{counts:?}");
+    // Without a daemon the calls go on, and the next one gets what was requested meanwhile, with its time.
     agent.kill()?;
     through.update_container_resources(update(&id, 80 << 20, 0)).await?;
-    wait_for("the dropped to be counted", LIMIT, async || {
-        Ok((proxy.counts().await?["requests_dropped"] > 0).then_some(()))
-    })
-    .await?;
-
-    // The next daemon gets what comes then.
+    let between = boottime();
+    through.update_container_resources(update(&id, 0, 256)).await?;
+    let after = boottime();
     agent.start_again().await?;
+    let verdicts = known(agent, &id, between).await?;
+    let last = verdicts[0].last_request.clone().context("the last one")?;
+    ensure!(last.answered <= after, "{last:?}, {after}");
+    let limit = requested(&verdicts, "memory.max").context("what was requested without a daemon")?;
+    ensure!(limit.value == (80 << 20).to_string(), "{limit:?}");
+    let shares = requested(&verdicts, "cpu.weight").context("what was requested after it")?;
+    ensure!(shares.time > limit.time, "{shares:?} {limit:?}");
+    let counts = proxy.counts().await?;
+    ensure!(counts["connections"] > 0 && counts["requests_malformed"] == 0, "{counts:?}");
+    ensure!(counts["requests_dropped"] == 0 && counts["requests_missed"] == 0, "{counts:?}");
+
+    // What comes then is later.
     let before = boottime();
     through.update_container_resources(update(&id, 96 << 20, 0)).await?;
     // A verdict that was being made when the request came has not seen it.

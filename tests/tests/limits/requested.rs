@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kwitness_api::proto;
+use kwitness_api::proto::Source::CriRequest;
 use kwitness_api::proto::VerdictKind::{Diverged, InForce, Reverted, Unknown};
 use kwitness_tests::cri::{Cri, v1 as cri};
 use kwitness_tests::kubelet::checkpoint;
@@ -55,9 +56,8 @@ async fn restarts(
     let written = boottime();
     wait_for("a later tick", LIMIT, async || Ok((boottime() > written + 100_000_000).then_some(()))).await?;
     through.update_container_resources(update(&id, 96 << 20)).await?;
-    let is_requested = |verdict: &proto::Verdict| {
-        verdict.verdict() == InForce && verdict.compared_with() == proto::Source::CriRequest
-    };
+    let is_requested =
+        |verdict: &proto::Verdict| verdict.verdict() == InForce && verdict.compared_with() == CriRequest;
     judged(agent, &id, "requested", is_requested).await?;
     // The node's own verdict, after which nothing is to change.
     wait_for("the node's own verdict", LIMIT, async || {
@@ -72,6 +72,29 @@ async fn restarts(
         let first = judged(agent, &id, "a verdict after a crash", |_| true).await?;
         ensure!(is_requested(&first), "{first:?}");
     }
+
+    // Requested while no daemon runs, and reported to the next one.
+    agent.kill()?;
+    let since = boottime();
+    through.update_container_resources(update(&id, 104 << 20)).await?;
+    let until = boottime();
+    agent.start_again().await?;
+    let value = (104_i64 << 20).to_string();
+    judged(agent, &id, "requested without a daemon", |verdict| {
+        is_requested(verdict)
+            && verdict.desired.iter().any(|of| of.source() == CriRequest && of.value == value)
+    })
+    .await?;
+    let filter = Some(proto::Filter { containers: vec![id.clone()], ..Default::default() });
+    let verdicts = agent.verify(proto::VerifyRequest { filter, ..Default::default() }).await?.verdicts;
+    let last = verdicts.into_iter().find_map(|of| of.last_request).context("the last request")?;
+    ensure!(since <= last.received && last.answered <= until, "{since}, {last:?}, {until}");
+    wait_for("the node's own verdict on it", LIMIT, async || {
+        Ok(own(agent, &id).await?.last().is_some_and(|last| *last == InForce).then_some(()))
+    })
+    .await?;
+    let over_the_outage = own(agent, &id).await?;
+    ensure!(!over_the_outage.iter().any(|of| matches!(of, Diverged | Reverted)), "{over_the_outage:?}");
 
     // Without a ledger, in a new epoch: this daemon cannot know.
     agent.kill()?;

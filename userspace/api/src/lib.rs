@@ -25,7 +25,7 @@ pub const DEFAULT_SOCKET: &str = "/run/kwitness/kwitness.sock";
 /// The service's full name, as gRPC health and reflection have it.
 pub const SERVICE: &str = "kwitness.v1alpha1.Kwitness";
 
-/// The most requests that one `ReportCriRequests` call may carry.
+/// The most requests that one `ReportCriRequests` call may carry, and entries of what was missed.
 pub const REQUESTS_MAX: usize = 256;
 /// The most bytes in the id of one; those of the runtimes have 64.
 pub const REQUEST_ID_BYTES_MAX: usize = 256;

@@ -5,7 +5,7 @@
 //!  Observation ────┼──▶ Lifecycle        whose each cgroup is
 //!                  └──▶ LimitTracker     what the limit files say
 //!                            │
-//!      LimitChanged of a file that is judged, LimitsRequested, Guard ──▶ Action::Judge(scope)
+//!      LimitChanged of a file that is judged, LimitsRequested, RequestsMissed, Guard ──▶ Action::Judge(scope)
 //!                                                                     │ the engine has evidence gathered
 //!      Verdict, if it is another than the last ◀── Observation::Evidence
 //!
@@ -72,6 +72,14 @@ impl Node {
                 self.lifecycle.forgot_requests(at, &forgotten);
                 let scopes = containers.iter().filter_map(|container| self.lifecycle.scope_of(container));
                 scopes.for_each(|scope| request_verdict(scope, output));
+            }
+            Observation::RequestsMissed { ref container, .. } => {
+                let scope = match container {
+                    Some(container) => self.lifecycle.scope_of(container),
+                    None => Some(VerdictScope::All),
+                };
+                self.lifecycle.observe(observation, output);
+                scope.into_iter().for_each(|scope| request_verdict(scope, output));
             }
             Observation::Guard(report) => {
                 let scope = report.act.decides_limit().then(|| self.lifecycle.scope_of(&report.container));
@@ -217,6 +225,7 @@ fn changes_levels(observation: &Observation) -> bool {
         | Observation::Evidence(_)
         | Observation::Tick { .. }
         | Observation::LimitsRequested { .. }
+        | Observation::RequestsMissed { .. }
         | Observation::Guard(_)
         | Observation::GuardReportsDropped { .. }
         | Observation::AgentRestarted { .. } => false,

@@ -47,9 +47,11 @@ kwitness_service::counters! {
     answers_before_event,
     /// Requests for limits that were reported to the daemon.
     requests_reported,
-    /// Those that were not: the daemon was away, too slow, or rejected them.
+    /// Those that were not, because later ones of the same container set all of it anew.
+    requests_superseded,
+    /// Those that could not be kept until the daemon took them, or that it rejected.
     requests_dropped,
-    /// Those that passed while too many were under way.
+    /// Those that passed while too many of their connection were under way.
     requests_missed,
     /// Those that were compressed.
     requests_compressed,

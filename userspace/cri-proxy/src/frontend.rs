@@ -26,7 +26,7 @@ use super::counters::Counters;
 use super::events::{self, ConnectionEvents, ConnectionId, Events};
 use super::limits;
 use super::order::{Order, OrderedCall};
-use super::requests::{ObservedCall, RequestObserver};
+use super::requests::{ConnectionObserver, ObservedCall, RequestObserver};
 use super::runtime::{Failure, Runtime, TASKS_END, Unavailable, Upstream, is_reset};
 use kwitness_cri::Raw;
 use kwitness_service::{Connection, Listener, memory};
@@ -103,7 +103,7 @@ impl Frontend {
         let upstream = self.runtime.upstream(Arc::clone(&meter));
         let executor = MeteredExecutor(Arc::clone(&meter));
         let closed = meter.closed.clone();
-        let Self { observer, order, .. } = self;
+        let (observer, order) = (self.observer.of_connection(), self.order);
         let service = service_fn(move |request| {
             answer(Arc::clone(&upstream), &meter, events.clone(), &observer, &order, request)
         });
@@ -135,7 +135,8 @@ impl Frontend {
             if !gone {
                 counters.connections_broken.count();
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                tracing::warn!(peer, %error, cause, "a client's connection was ended by an error");
+                let error = error.to_string();
+                tracing::warn!(peer, error, cause, "a client's connection was ended by an error");
             }
         }
     }
@@ -152,7 +153,7 @@ fn answer(
     upstream: Arc<Upstream>,
     meter: &Arc<Meter>,
     events: ConnectionEvents,
-    observer: &RequestObserver,
+    observer: &ConnectionObserver,
     order: &Order,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<Body>, hyper::Error>> + use<> {
@@ -169,7 +170,7 @@ fn answer(
         };
         // No method is both.
         let request = match (&observed, &ordered) {
-            (Some(observed), _) => request.map(|body| Body::new(observed.request(body))),
+            (Some(observed), _) => request.map(|body| observed.request(body)),
             (None, Some(ordered)) => request.map(|body| Body::new(ordered.request(body))),
             (None, None) => request.map(Body::new),
         };

@@ -13,9 +13,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use prost::Message;
 
-use super::events::{Seen, Verdict};
+use super::events::{Dedup, Seen};
 use super::first::First;
-use super::requests::wanted;
+use super::requests::requested;
 use super::testing::{body, framed};
 use kwitness_api::proto::CriMethod;
 use kwitness_cri::{Raw, events as wire, runtime as cri};
@@ -117,8 +117,10 @@ fn read(bytes: &[u8]) -> usize {
         CriMethod::UpdateContainerResources,
         CriMethod::UpdatePodSandboxResources,
     ];
-    let observed = methods.into_iter().filter(|method| wanted(*method, bytes, bytes).is_ok()).count();
+    let created = || Some("created".to_owned());
+    let observed = methods.into_iter().filter(|method| requested(*method, bytes, created()).is_ok()).count();
     let decoded = [
+        decodes::<cri::CreateContainerResponse>(bytes),
         decodes::<cri::VersionResponse>(bytes),
         decodes::<cri::ListPodSandboxResponse>(bytes),
         decodes::<cri::ListContainersResponse>(bytes),
@@ -130,7 +132,7 @@ fn read(bytes: &[u8]) -> usize {
         decodes::<wire::ContainerStatusResponse>(bytes),
         decodes::<wire::ContainerStatus>(bytes),
         decodes::<wire::ContainerEventResponse>(bytes),
-        Seen::default().judge(bytes, 0) != Verdict::Opaque,
+        Seen::default().check(bytes, 0) != Dedup::Undecodable,
     ];
     observed + decoded.into_iter().filter(|is| *is).count()
 }

@@ -104,12 +104,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             ended = &mut serving => {
-                tracing::info!(%connections, %counters, "stopped");
+                tracing::info!("stopped {connections} {counters}");
                 return ended.context("the proxy panicked");
             }
             signal = signals.next() => match signal {
                 Signal::Stop => stop.cancel(),
-                Signal::LogCounters => tracing::info!(%connections, %counters, "counters"),
+                Signal::LogCounters => tracing::info!("counters {connections} {counters}"),
                 // Its options are all on the command line.
                 Signal::Reload => tracing::info!("SIGHUP ignored: restart to apply other options"),
             },

@@ -72,8 +72,13 @@ pub const ANSWER_HELD: Duration = Duration::from_secs(5);
 /// Such answers at a time, of all clients; further ones are passed on at once. A kubelet starts fewer at a time.
 pub const ANSWERS_HELD: usize = 256;
 
-/// Observed calls at a time; further ones are not reported, which is counted. As many as the daemon accepts in one batch.
-pub const CALLS_OBSERVED: usize = kwitness_api::REQUESTS_MAX;
+/// Observed calls of one connection at a time, more than a kubelet has in flight; further ones are reported as missed. What is copied of
+/// them is in its [`CALLS_MEMORY`].
+pub const CALLS_OBSERVED: usize = 256;
 
-/// Bytes of a message that are kept for that. A container's creation takes some thousand; a larger one is not reported, which is counted.
+/// Bytes of a message that are kept for that. A container's creation takes some thousand; a larger one is reported as missed.
 pub const MESSAGE_KEPT: usize = 64 << 10;
+
+/// Bytes of requests that wait for the daemon, of all containers together, each of which has six at most: some ten thousand, more than the
+/// daemon remembers containers. Of more, the oldest are reported as missed.
+pub const REQUESTS_WAITING: usize = 4 << 20;

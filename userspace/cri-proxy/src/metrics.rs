@@ -53,8 +53,8 @@ kwitness_service::metrics! {
         MEMORY_LIMIT: Gauge, "kwitness_cri_proxy_clients_memory_limit_bytes", [], "Memory that they may take.";
 
         REQUESTS: Counter, "kwitness_cri_proxy_limit_requests_total", ["result"],
-            "Calls that carry limits: reported to the daemon, dropped (not accepted by it), or not reported: missed (too many at a \
-             time), compressed, oversized, unfinished or malformed.";
+            "Calls that carry limits: reported to the daemon, superseded (by a later one before it took them), dropped (no room until it \
+             took them, or rejected), or not read: missed (too many of a connection), compressed, oversized, unfinished or malformed.";
         BEAT_AGE: Gauge, "kwitness_cri_proxy_answer_age_seconds", [],
             "Time since the thread that serves clients ran; it does so every 5 seconds.";
     }
@@ -154,6 +154,7 @@ impl Sources {
         let mut requests = exposition.family(&REQUESTS);
         for (result, count) in [
             ("reported", &counters.requests_reported),
+            ("superseded", &counters.requests_superseded),
             ("dropped", &counters.requests_dropped),
             ("missed", &counters.requests_missed),
             ("compressed", &counters.requests_compressed),

@@ -122,7 +122,7 @@ impl OrderedCall {
             if timeout(order.longest, events.wait_until_sent(&event)).await.is_err() {
                 order.counters.answers_before_event.count();
                 let id = String::from_utf8_lossy(&event.container_id);
-                tracing::warn!(%id, after = ?order.longest, "no event of a start: the client's event stream is ended");
+                tracing::warn!(id = &*id, after = ?order.longest, "no event of a start: the client's event stream is ended");
                 events.missed(&Status::unavailable(format!(
                     "the event of the start of {id} did not come; list everything, and subscribe again"
                 )));

@@ -188,9 +188,10 @@ impl Runtime {
     /// Counts and logs a call that failed.
     pub fn note(&self, unavailable: &Unavailable) {
         self.counters.calls_unavailable.count();
-        tracing::debug!(%unavailable, "a call failed");
+        let reason = unavailable.to_string();
+        tracing::debug!(reason, "a call failed");
         if self.reachable.swap(false, Ordering::Relaxed) {
-            tracing::warn!(socket = %self.socket.path().display(), %unavailable, "the runtime is unreachable");
+            tracing::warn!(socket = %self.socket.path().display(), reason, "the runtime is unreachable");
         }
     }
 

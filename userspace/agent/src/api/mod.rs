@@ -6,6 +6,7 @@
 
 mod admission;
 mod byte_budget;
+mod cri_reports;
 mod forwarded;
 mod guard_reports;
 mod service;

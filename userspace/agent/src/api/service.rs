@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::api::admission::Admission;
+use crate::api::cri_reports::{self, Checked};
 use crate::api::guard_reports::{self, Report};
 use crate::api::kwitness_server::Kwitness;
 use crate::api::wanted;
@@ -30,7 +31,7 @@ use crate::usage::{self, Subscription, Usage};
 use crate::verify::{Verifier, VerifyError};
 use crate::wire::{capability, convert, problem, program, unserved, verdicts};
 use kwitness_api::text::escape;
-use kwitness_api::{GUARD_REPORTS_MAX, REQUESTS_MAX, proto};
+use kwitness_api::{GUARD_REPORTS_MAX, proto};
 use kwitness_service::BindingState;
 
 /// The longest that `Verify` waits.
@@ -305,26 +306,16 @@ impl Kwitness for Service {
         if !self.takes_reports {
             return Err(Status::permission_denied("requests are reported on the Unix socket only"));
         }
-        let proto::ReportCriRequestsRequest { requests } = request.into_inner();
-        if requests.len() > REQUESTS_MAX {
-            return Err(Status::invalid_argument(format!("more than {REQUESTS_MAX} `requests`")));
-        }
         let now = Clock::read().now();
-        let mut answer = proto::ReportCriRequestsResponse::default();
-        let mut accepted = Vec::with_capacity(requests.len());
-        for (index, request) in requests.into_iter().enumerate() {
-            match self.verifier.reported().requests().check(request, now) {
-                Ok(request) => {
-                    answer.accepted += 1;
-                    accepted.push(LimitReport::Requested(request));
-                }
-                Err(malformed) => answer.malformed.push(format!("requests[{index}]: {malformed}")),
-            }
-        }
+        let Checked { reports, missed, answer } =
+            cri_reports::check(request.into_inner(), self.verifier.reported().requests(), now)?;
         if let Some(first) = answer.malformed.first() {
             tracing::warn!(count = answer.malformed.len(), first, "rejected malformed request reports");
         }
-        self.engine.report_limits(now, accepted).await?;
+        self.engine.report_limits(now, reports).await?;
+        for missed in missed {
+            self.engine.observe(missed).await?;
+        }
         Ok(Response::new(answer))
     }
 

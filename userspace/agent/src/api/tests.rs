@@ -1,6 +1,7 @@
 //! The API over its socket, with a real hub behind it and the engine's part played by a task.
 
 mod at_once;
+mod cri_reports;
 mod forwarded;
 mod guard_reports;
 mod half_sent;
@@ -33,8 +34,6 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-
-use kwitness_api::REQUESTS_MAX;
 
 use super::*;
 use crate::cgroupfs::CgroupFs;
@@ -127,6 +126,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>, reported: 
                 reported.observe(&Observation::Guard(report));
             }
             Request::Observe(Observation::GuardReportsDropped { count, .. }) => assert_eq!(count, 3),
+            Request::Observe(missed @ Observation::RequestsMissed { .. }) => reported.observe(&missed),
             Request::Observe(other) => panic!("{other:?}"),
         }
     }
@@ -431,44 +431,6 @@ async fn a_verdict_says_what_it_rests_on() {
     ] {
         assert_eq!(verify(wrong).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     }
-}
-
-#[tokio::test]
-async fn a_reported_request_is_a_desired_limit_and_a_malformed_one_is_named() {
-    let served = Served::start().await;
-    let mut client = KwitnessClient::new(served.channel().await);
-    let now = Clock::read().now().0;
-    let request = proto::CriRequest {
-        method: proto::CriMethod::UpdateContainerResources.into(),
-        id: "0123456789".into(),
-        received: now - 2_000,
-        answered: now - 1_000,
-        code: Some(0),
-        resources: Some(proto::CriResources { memory_limit_in_bytes: 8192, ..Default::default() }),
-    };
-    let nobodys = proto::CriRequest { id: String::new(), ..request.clone() };
-    let reports = proto::ReportCriRequestsRequest { requests: vec![nobodys, request.clone()] };
-    let answer = client.report_cri_requests(reports).await.unwrap().into_inner();
-    assert_eq!(answer.accepted, 1);
-    assert!(answer.malformed[0].starts_with("requests[0]: `id` is empty"), "{answer:?}");
-    let many = proto::ReportCriRequestsRequest { requests: vec![request.clone(); REQUESTS_MAX + 1] };
-    assert_eq!(client.report_cri_requests(many).await.unwrap_err().code(), Code::InvalidArgument);
-
-    let wanted = Some(proto::Wanted { memory: Some(proto::wanted::Memory::MemoryBytes(4096)), cpu: None });
-    let verify = proto::VerifyRequest { wanted, ..Default::default() };
-    let verdicts = client.verify(verify).await.unwrap().into_inner().verdicts;
-    assert_eq!(verdicts[0].last_request, Some(request));
-    let verdict = verdicts[0].verdict.as_ref().unwrap();
-    let desired = verdict.desired.iter().find(|of| of.source() == proto::Source::CriRequest).unwrap();
-    assert_eq!(desired.value, "8192");
-    assert_eq!(Clock::read().kernel(desired.time.unwrap()).0.abs_diff(now - 2_000) / 1_000_000, 0);
-    assert_eq!(
-        verdict.disagreeing,
-        [i32::from(proto::Source::CriRequest)],
-        "the caller's own word comes first"
-    );
-    let status = client.status(proto::StatusRequest {}).await.unwrap().into_inner();
-    assert_eq!((status.counters["cri_requests_reported"], status.counters["cri_requests_malformed"]), (1, 1));
 }
 
 /// What grpcio 1.85.3 (C-core, Python) sends for two calls; `:authority` is the socket's path, percent-encoded.

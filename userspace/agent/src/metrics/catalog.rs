@@ -67,7 +67,7 @@ kwitness_service::metrics! {
         CRI_SLOW_SUBSCRIBERS: Counter, "kwitness_cri_slow_subscribers_total", [],
             "Subscribers whose stream was ended because they read too slowly.";
         CRI_REQUESTS: Counter, "kwitness_cri_requests_total", ["result"],
-            "CRI requests with limits that the CRI proxy reported: accepted or malformed.";
+            "CRI requests with limits that the CRI proxy reported: accepted or malformed; or missed (it could not observe or keep them).";
 
         CONTAINERS: Gauge, "kwitness_containers", ["state"], "Containers on the node without sandboxes, by state.";
         CONTAINER_STOPS: Counter, "kwitness_container_stops_total", ["reason"],

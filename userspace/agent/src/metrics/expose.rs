@@ -90,6 +90,7 @@ pub(super) fn daemon(exposition: &mut Exposition, sources: &Sources) {
     let mut requests = exposition.family(&CRI_REQUESTS);
     requests.add(["accepted"], named(&counters, "cri_requests_reported"));
     requests.add(["malformed"], named(&counters, "cri_requests_malformed"));
+    requests.add(["missed"], named(&counters, "cri_requests_missed"));
     bounds(exposition, &counters);
     self::cri_events(exposition, cri_events);
 }

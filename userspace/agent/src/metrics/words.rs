@@ -15,6 +15,7 @@ pub(super) const GAP_CAUSES: &[&str] = &[
     "cgroup_unreadable",
     "agent_down",
     "guard_reports_dropped",
+    "cri_requests_missed",
 ];
 
 pub(super) fn gap_cause(cause: GapCause) -> &'static str {
@@ -28,6 +29,7 @@ pub(super) fn gap_cause(cause: GapCause) -> &'static str {
         GapCause::CgroupUnreadable => "cgroup_unreadable",
         GapCause::AgentDown => "agent_down",
         GapCause::GuardReportsDropped => "guard_reports_dropped",
+        GapCause::CriRequestsMissed => "cri_requests_missed",
         // A watcher's own; the journal has none.
         GapCause::WatcherLagged | GapCause::ReplayExpired | GapCause::Unspecified => "unknown",
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  CRI proxy ──ReportCriRequests──▶ LimitReport ─┐
+//!                          └──▶ Observation ─────┤  what it missed
 //!  guard ──ReportGuardEvents──▶ LimitReport ─────┼─▶ engine ──▶ ledger, Reported ──▶ verify: desired limits
 //!                          └──▶ Observation ─────┘
 //! ```
@@ -10,9 +11,11 @@
 //! to it. What had to be forgotten is remembered by its time: a limit that was written then has been set by one knows not whom. Never
 //! judges a limit.
 
+mod check;
 pub(crate) mod desired;
 mod guard;
 mod requests;
+mod unobserved;
 
 use std::collections::BTreeMap;
 
@@ -20,8 +23,9 @@ use kwitness_api::proto;
 use kwitness_core::model::{ContainerId, KernelTime, Observation, Resource, Unobserved};
 use serde::{Deserialize, Serialize};
 
+pub use check::Malformed;
 pub use guard::GuardLimits;
-pub use requests::{Malformed, Requests};
+pub use requests::Requests;
 
 /// A report that changes what is desired, and that the core has no use for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,12 +76,12 @@ impl Reported {
         &self.guard
     }
 
-    /// When a limit of that container may have been set by a request that was not observed, or by a report that is forgotten.
+    /// When a limit of that container may have been set by a request that was not observed, or whose report is forgotten.
     pub(crate) fn unobserved(&self, container: &ContainerId, resource: Resource) -> Vec<Unobserved> {
         let is_guards = matches!(resource, Resource::Memory | Resource::MemoryHigh);
         let of_guard = self.guard.forgotten(container).filter(|_| is_guards);
         let forgotten = self.requests.forgotten(&container.0).into_iter().chain(of_guard);
-        self.requests.unobserved().into_iter().chain(forgotten).collect()
+        self.requests.unobserved(container).into_iter().chain(forgotten).collect()
     }
 
     /// What was counted.
@@ -101,6 +105,9 @@ impl Reported {
         match observation {
             Observation::Guard(report) => self.guard.observe(report),
             Observation::AgentRestarted { from, to, .. } => self.requests.unobserved_from(*from, *to),
+            Observation::RequestsMissed { container, from, to, count, .. } => {
+                self.requests.missed(container.as_ref(), Unobserved { from: *from, to: *to }, *count);
+            }
             _ => {}
         }
     }

@@ -1,43 +1,24 @@
 //! What the container runtime was requested to set, as `kwitness cri-proxy` reports it: of each container the last value of each limit, and
 //! the last request; of each sandbox likewise, for its pod.
 //!
-//! Owns that memory, bounded, and when requests were not observed. What came to its end is forgotten when the next request is reported
-//! or a verdict is requested; what never began, after [`UNBORN`]. Never asks the runtime.
+//! Owns that memory, bounded, and with it when requests were not observed. What came to its end is forgotten when the next request is
+//! reported or a verdict is requested; what never began, after [`UNBORN`]. Never asks the runtime.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kwitness_core::model::{ContainerId, DesiredLimit, KernelTime, Resource, Unobserved};
+use kwitness_core::model::{ContainerId, DesiredLimit, KernelTime, Observation, Resource, Unobserved};
 use serde::{Deserialize, Serialize};
 
+use super::check::{self, Malformed};
 use super::desired::{self, Desired};
-use kwitness_api::{REQUEST_ID_BYTES_MAX as ID_MAX, proto};
+use super::unobserved::UnobservedTimes;
+use kwitness_api::proto;
 
 /// Containers and sandboxes of which requests are remembered, far more than a node has; the oldest is forgotten first, and counted.
 const KNOWN_MAX: usize = 8192;
 /// How long a container may take from its creation to its cgroup, which is made when it is started.
 const UNBORN: u64 = 600_000_000_000;
-/// Times without a daemon that are remembered; with more, the two oldest become one.
-const UNOBSERVED_MAX: usize = 8;
-
-/// Why a request is not recorded.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// The method is none that asks for limits.
-    #[error("`method` is unspecified or unknown: {0}")]
-    Method(i32),
-    /// Without an id.
-    #[error("`id` is empty, or longer than {ID_MAX} bytes")]
-    Id,
-    /// No such time.
-    #[error(
-        "`received` is 0, `answered` is before it, or either is in the future: these are CLOCK_BOOTTIME in nanoseconds"
-    )]
-    Time,
-    /// It sets no limit.
-    #[error("`resources` is missing")]
-    Resources,
-}
 
 /// The memory. Clones share it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -52,8 +33,8 @@ struct Known {
     reported: u64,
     malformed: u64,
     evicted: u64,
-    /// The oldest first.
-    unobserved: Vec<Unobserved>,
+    missed: u64,
+    unobserved: UnobservedTimes,
     /// When requests came that had to be forgotten.
     forgotten: Option<Unobserved>,
 }
@@ -62,7 +43,11 @@ struct Known {
 #[derive(Serialize, Deserialize)]
 struct Written {
     requests: Vec<Requested>,
+    /// Of any container.
     unobserved: Vec<Unobserved>,
+    /// Of these.
+    #[serde(default)]
+    missed: BTreeMap<ContainerId, Unobserved>,
     #[serde(default)]
     forgotten: Option<Unobserved>,
 }
@@ -76,7 +61,8 @@ struct Requested {
 }
 
 impl From<Written> for Requests {
-    fn from(Written { requests, unobserved, forgotten }: Written) -> Self {
+    fn from(Written { requests, unobserved, missed, forgotten }: Written) -> Self {
+        let unobserved = UnobservedTimes { of_any: unobserved, of_one: missed };
         let mut known = Known { unobserved, forgotten, ..Known::default() };
         requests.into_iter().for_each(|of| known.put(of.last.id.as_str().into(), of));
         Self(Arc::new(Mutex::new(known)))
@@ -86,8 +72,9 @@ impl From<Written> for Requests {
 impl From<Requests> for Written {
     fn from(requests: Requests) -> Self {
         let known = requests.lock();
-        let (unobserved, forgotten) = (known.unobserved.clone(), known.forgotten);
-        Self { requests: known.of.values().cloned().collect(), unobserved, forgotten }
+        let UnobservedTimes { of_any: unobserved, of_one: missed } = known.unobserved.clone();
+        let requests = known.of.values().cloned().collect();
+        Self { requests, unobserved, missed, forgotten: known.forgotten }
     }
 }
 
@@ -104,13 +91,25 @@ impl Requests {
     /// # Errors
     /// What is wrong with it; it is counted.
     pub fn check(&self, request: proto::CriRequest, now: KernelTime) -> Result<proto::CriRequest, Malformed> {
-        let checked = check(request, now);
+        let checked = check::request(request, now);
         let mut known = self.lock();
         match checked {
             Ok(_) => known.reported += 1,
             Err(_) => known.malformed += 1,
         }
         checked
+    }
+
+    /// Looks at what a client reports to have missed: what is to be observed of it.
+    ///
+    /// # Errors
+    /// What is wrong with it; it is counted.
+    pub fn check_missed(
+        &self,
+        missed: proto::CriRequestsMissed,
+        now: KernelTime,
+    ) -> Result<Observation, Malformed> {
+        check::missed(missed, now).inspect_err(|_| self.lock().malformed += 1)
     }
 
     /// Records one; returns whose requests had to be forgotten for that, if any.
@@ -144,17 +143,20 @@ impl Requests {
 
     /// From then to then, no request was observed.
     pub(super) fn unobserved_from(&self, from: KernelTime, to: KernelTime) {
-        let unobserved = &mut self.lock().unobserved;
-        unobserved.push(Unobserved { from, to });
-        if unobserved.len() > UNOBSERVED_MAX {
-            let oldest = unobserved.remove(0);
-            unobserved[0].from = oldest.from;
-        }
+        self.lock().unobserved.note(None, Unobserved { from, to });
     }
 
-    /// When no request was observed.
-    pub(crate) fn unobserved(&self) -> Vec<Unobserved> {
-        self.lock().unobserved.clone()
+    /// So many were not, for that container's limits or for any.
+    pub(super) fn missed(&self, container: Option<&ContainerId>, time: Unobserved, count: u64) {
+        let mut known = self.lock();
+        known.missed = known.missed.saturating_add(count);
+        known.unobserved.note(container, time);
+    }
+
+    /// When requests for that container's limits may not have been observed.
+    pub(super) fn unobserved(&self, id: &ContainerId) -> Vec<Unobserved> {
+        let UnobservedTimes { of_any, of_one } = &self.lock().unobserved;
+        of_any.iter().chain(of_one.get(id)).copied().collect()
     }
 
     /// When there were requests that may have been about this one: none is known that is.
@@ -165,12 +167,14 @@ impl Requests {
 
     /// Whether none is remembered.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().of.is_empty()
+        let known = self.lock();
+        known.of.is_empty() && known.unobserved.of_one.is_empty()
     }
 
     /// Forgets what has ended, given all that is there.
     pub(crate) fn keep(&self, there: &BTreeSet<&str>, now: KernelTime) {
         let mut known = self.lock();
+        known.unobserved.keep(there, now, UNBORN);
         let is_news = |(id, requested): &(&Arc<str>, &Requested)| {
             let waits_too_long = || now.0.saturating_sub(requested.last.answered) >= UNBORN;
             there.contains(&***id) != requested.born || !requested.born && waits_too_long()
@@ -200,11 +204,12 @@ impl Requests {
     }
 
     /// What was counted.
-    pub(super) fn counters(&self) -> [(&'static str, u64); 4] {
+    pub(super) fn counters(&self) -> [(&'static str, u64); 5] {
         let known = self.lock();
         [
             ("cri_requests_reported", known.reported),
             ("cri_requests_malformed", known.malformed),
+            ("cri_requests_missed", known.missed),
             ("cri_requests_evicted", known.evicted),
             ("cri_requests_known", known.of.len() as u64),
         ]
@@ -246,29 +251,9 @@ impl Requested {
     }
 }
 
-/// The request, if it is valid; texts in it that are no limits are removed.
-fn check(mut request: proto::CriRequest, now: KernelTime) -> Result<proto::CriRequest, Malformed> {
-    if request.method() == proto::CriMethod::Unspecified {
-        return Err(Malformed::Method(request.method));
-    }
-    if request.id.is_empty() || request.id.len() > ID_MAX {
-        return Err(Malformed::Id);
-    }
-    let proto::CriRequest { received, answered, .. } = request;
-    if received == 0 || answered < received || now.0 < answered {
-        return Err(Malformed::Time);
-    }
-    let resources = request.resources.as_mut().ok_or(Malformed::Resources)?;
-    for text in [&mut resources.memory_swap_max, &mut resources.memory_high] {
-        if desired::unified_bound(text).is_none() {
-            text.clear();
-        }
-    }
-    Ok(request)
-}
-
 #[cfg(test)]
 mod tests {
+    use kwitness_api::REQUEST_ID_BYTES_MAX as ID_MAX;
     use kwitness_core::model::{Bound, Wanted};
 
     use super::*;
@@ -294,6 +279,14 @@ mod tests {
         requests.check(request, NOW).map(|request| requests.take(request))
     }
 
+    fn id(text: &str) -> ContainerId {
+        ContainerId(text.into())
+    }
+
+    fn unobserved(from: u64, to: u64) -> Unobserved {
+        Unobserved { from: KernelTime(from), to: KernelTime(to) }
+    }
+
     fn wanted(requests: &Requests, id: &str) -> Vec<(u64, Wanted)> {
         requests.desired(id).into_iter().map(|(_, limit)| (limit.at.0, limit.wanted)).collect()
     }
@@ -316,25 +309,45 @@ mod tests {
         take(&requests, update("a", 10, 4096, 256)).unwrap();
         take(&requests, update("a", 30, 8192, 0)).unwrap();
         take(&requests, update("b", 20, 1, 0)).unwrap();
+        requests.missed(Some(&id("b")), unobserved(6, 7), 2);
         assert_eq!(wanted(&requests, "a").len(), 2, "it is there");
         let text = serde_json::to_string(&requests).unwrap();
         let again: Requests = serde_json::from_str(&text).unwrap();
         assert_eq!(wanted(&again, "a"), wanted(&requests, "a"));
         assert_eq!(again.last("b"), requests.last("b"));
-        assert_eq!(again.unobserved(), [Unobserved { from: KernelTime(0), to: KernelTime(5) }]);
+        assert_eq!(again.lock().unobserved, requests.lock().unobserved);
+        let (before, missed) = (unobserved(0, 5), unobserved(6, 7));
+        assert_eq!(again.unobserved(&id("a")), [before]);
+        assert_eq!(again.unobserved(&id("b")), [before, missed]);
         let (one, other) = (requests.lock(), again.lock());
         assert_eq!(one.order, other.order, "what is seen to be there stays longer");
     }
 
     #[test]
-    fn of_too_many_outages_the_two_oldest_become_one() {
-        let requests = Requests::begin(KernelTime(5));
-        for at in 1..=UNOBSERVED_MAX as u64 {
-            requests.unobserved_from(KernelTime(10 * at), KernelTime(10 * at + 5));
+    fn what_is_reported_late_or_again_counts_as_of_its_request() {
+        let requests = Requests::default();
+        take(&requests, update("a", 30, 8192, 0)).unwrap();
+        for _ in 0..2 {
+            take(&requests, update("a", 20, 4096, 512)).unwrap();
+            let (shares, memory) = (Wanted::Shares(512), Wanted::Memory(Bound::At(8192)));
+            assert_eq!(wanted(&requests, "a"), [(20, shares), (30, memory)]);
+            assert_eq!(requests.last("a").unwrap().received, 30);
         }
-        let unobserved = requests.unobserved();
-        assert_eq!(unobserved.len(), UNOBSERVED_MAX);
-        assert_eq!(unobserved[0], Unobserved { from: KernelTime(0), to: KernelTime(15) });
+    }
+
+    #[test]
+    fn a_container_is_remembered_by_a_missed_request_alone_until_it_has_ended() {
+        let requests = Requests::default();
+        requests.missed(Some(&id("a")), unobserved(10, 20), 3);
+        assert!(!requests.is_empty());
+        assert_eq!(BTreeMap::from(requests.counters())["cri_requests_missed"], 3);
+        requests.keep(&["a"].into(), KernelTime(20 + UNBORN));
+        assert_eq!(
+            (requests.unobserved(&id("a")), requests.unobserved(&id("b"))),
+            (vec![unobserved(10, 20)], vec![])
+        );
+        requests.keep(&BTreeSet::new(), KernelTime(20 + UNBORN));
+        assert!(requests.is_empty());
     }
 
     /// The kubelet's CPU manager sends these every ten seconds.
@@ -423,7 +436,18 @@ mod tests {
         ] {
             assert_eq!(take(&requests, request), Err(why));
         }
-        assert_eq!(BTreeMap::from(requests.counters())["cri_requests_malformed"], 9);
+        let missed = || proto::CriRequestsMissed { id: String::new(), count: 1, from: 10, to: 20 };
+        for wrong in [
+            proto::CriRequestsMissed { id: "x".repeat(ID_MAX + 1), ..missed() },
+            proto::CriRequestsMissed { count: 0, ..missed() },
+            proto::CriRequestsMissed { from: 0, ..missed() },
+            proto::CriRequestsMissed { from: 21, ..missed() },
+            proto::CriRequestsMissed { to: NOW.0 + 1, ..missed() },
+        ] {
+            assert_eq!(requests.check_missed(wrong, NOW), Err(Malformed::Missed));
+        }
+        assert!(requests.check_missed(missed(), NOW).is_ok());
+        assert_eq!(BTreeMap::from(requests.counters())["cri_requests_malformed"], 14);
         assert_eq!(BTreeMap::from(requests.counters())["cri_requests_reported"], 0);
         let resources = Some(proto::CriResources {
             memory_swap_max: "9".repeat(1000),

@@ -203,6 +203,7 @@ fn gap_cause(cause: core::GapCause) -> proto::GapCause {
         core::GapCause::CgroupUnreadable => proto::GapCause::CgroupUnreadable,
         core::GapCause::AgentDown => proto::GapCause::AgentDown,
         core::GapCause::GuardReportsDropped => proto::GapCause::GuardReportsDropped,
+        core::GapCause::CriRequestsMissed => proto::GapCause::CriRequestsMissed,
     }
 }
 

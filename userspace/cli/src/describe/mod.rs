@@ -235,6 +235,7 @@ fn describe_gap(gap: &proto::Gap, times: Times) -> String {
         proto::GapCause::ProgramSkipped => "the kernel skipped probes (upper bounds)",
         proto::GapCause::AgentDown => "not recorded while no daemon ran",
         proto::GapCause::GuardReportsDropped => "the guard could not report to the daemon",
+        proto::GapCause::CriRequestsMissed => "the CRI proxy missed requests for limits",
         proto::GapCause::WatcherLagged => "this client was too slow",
         proto::GapCause::ReplayExpired if gap.first_seq.is_none() && gap.last_seq.is_none() => {
             "the daemon was restarted; events in between were not seen"

@@ -43,6 +43,7 @@ mod helper;
 mod parked;
 mod processes;
 mod queries;
+mod requests;
 mod room;
 mod scan;
 
@@ -137,6 +138,9 @@ impl Lifecycle {
             Observation::GuardReportsDropped { at, from, to, count } => {
                 guarded::reports_dropped(at, from, to, count, output);
             }
+            Observation::RequestsMissed { at, container, from, to, count } => {
+                self.missed_requests(at, container.as_ref(), (from, to), count, output);
+            }
             // Bounds are no part of a life.
             Observation::LimitsRead(_)
             | Observation::Evidence(_)
@@ -218,15 +222,6 @@ impl Lifecycle {
                 self.room.is_beyond_share(owner);
             }
             None => self.room.has_no_room(),
-        }
-    }
-
-    /// Requests for these containers' limits are not remembered any more: a verdict may miss them.
-    pub fn forgot_requests(&mut self, at: KernelTime, containers: &[ContainerId]) {
-        for container in containers {
-            let cgroup = self.cgroups.by_container(container);
-            let subject = cgroup.and_then(|cgroup| self.cgroups.subject(cgroup)).cloned();
-            self.overflow.note("cri_request", subject, at);
         }
     }
 

@@ -111,6 +111,7 @@ impl LimitTracker {
             | Observation::Evidence(_)
             | Observation::MemorySampled(_)
             | Observation::LimitsRequested { .. }
+            | Observation::RequestsMissed { .. }
             | Observation::Guard(_)
             | Observation::GuardReportsDropped { .. }
             | Observation::AgentRestarted { .. } => false,
@@ -132,6 +133,7 @@ impl LimitTracker {
             | Observation::Evidence(_)
             | Observation::MemorySampled(_)
             | Observation::LimitsRequested { .. }
+            | Observation::RequestsMissed { .. }
             | Observation::Guard(_)
             | Observation::GuardReportsDropped { .. }
             | Observation::AgentRestarted { .. } => {}

@@ -227,4 +227,7 @@ pub enum GapCause {
     AgentDown,
     /// The guard could not report for longer than its queue lasts.
     GuardReportsDropped,
+    /// Requests for limits that the CRI proxy could not observe, or not keep until it could report them. The event names the container
+    /// whose they are, where that is known.
+    CriRequestsMissed,
 }

@@ -49,6 +49,19 @@ pub enum Observation {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         forgotten: Vec<ContainerId>,
     },
+    /// CRI requests to set limits were not observed, or not kept until they could be reported.
+    RequestsMissed {
+        /// When that was reported.
+        at: KernelTime,
+        /// The container or sandbox whose limits these are; none: that is not known, it may be any.
+        container: Option<ContainerId>,
+        /// When the first of them was made.
+        from: KernelTime,
+        /// When the last was answered.
+        to: KernelTime,
+        /// How many these were.
+        count: u64,
+    },
     /// The guard did something.
     Guard(GuardReport),
     /// The guard dropped reports.

@@ -123,7 +123,7 @@ pub struct DesiredLimit {
     pub wanted: Wanted,
 }
 
-/// A time in which requests to the container runtime were not observed, because no daemon ran or none had begun to.
+/// A time in which requests to the container runtime were not observed: no daemon ran, none had begun to, or the CRI proxy missed them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unobserved {
     /// Since then.

@@ -154,7 +154,8 @@ fn mismatch(case: &Case<'_>, history: &VerdictHistory, desired: &DesiredLimit) -
     match case.deadline {
         Some(until) if case.now < until => Verdict::Pending { until },
         _ if may_be_requested(case, desired) => unknown(
-            "the runtime may have been sent this limit by a request that was not observed: no daemon ran then, or              nothing is left of what it knew",
+            "the runtime may have been sent this limit by a request that was not observed: no daemon ran then, the CRI \
+             proxy missed it, or nothing is left of what was reported",
         ),
         _ if history.was_in_force(&desired.wanted) => {
             let writes = case.attempts.iter().chain(case.other_writes);
@@ -182,17 +183,19 @@ fn may_be_requested(case: &Case<'_>, desired: &DesiredLimit) -> bool {
         of.next().map(|of| of.wanted.accepts(value, case.page).is_some())
     };
     let writes = case.attempts.iter().chain(case.other_writes);
-    let written = writes.filter(|of| of.result.may_be_accepted()).filter_map(|of| of.began).max();
+    let seen = |of: &Attempt| of.began.or(of.ended.map(Ended::at));
+    let last = writes.filter(|of| of.result.may_be_accepted()).max_by_key(|of| seen(of));
+    let began = last.and_then(|of| of.began);
     let is_possible = match says(Source::Runtime) {
         Some(same) => same,
-        None => written.is_none(),
+        None => began.is_none(),
     };
-    // A write that was not seen was before anything was.
-    let written = written.unwrap_or(KernelTime(0));
+    // A write that was not seen was before anything was; so may be one of which only the end was.
+    let written = [began, last.and_then(seen)].map(|at| at.unwrap_or(KernelTime(0)));
     let mut unobserved = case.unobserved.iter();
     is_possible
         && says(Source::KubeletActuated) != Some(true)
-        && unobserved.any(|of| (of.from..=of.to).contains(&written) && desired.at < of.to)
+        && unobserved.any(|of| written.iter().any(|at| (of.from..=of.to).contains(at)) && desired.at < of.to)
 }
 
 /// Why the kubelet itself may have set another limit than a source says, if there is a sign of that.

@@ -16,6 +16,7 @@ mod pressure;
 mod reorder;
 mod repair;
 mod replay;
+mod requests;
 mod runtime_facts;
 mod start_up;
 mod verdicts;

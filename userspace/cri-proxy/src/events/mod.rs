@@ -47,7 +47,7 @@ use tonic::{Request, Response, Status};
 use super::counters::Counters;
 use super::limits;
 use super::runtime::RuntimeSocket;
-pub use seen::{EventName, Seen, Verdict};
+pub use seen::{Dedup, EventName, Seen};
 pub use source::SourceKind;
 use source::{CloseReason, Source, Update, follow};
 pub use subscribers::ConnectionId;
@@ -404,11 +404,11 @@ impl Relay {
         .count();
         self.is_late.store(false, Relaxed);
         let number = self.forwarded + 1;
-        let verdict = lock(&self.seen).judge(event, number);
-        match verdict {
-            Verdict::Double => return self.counters.events_double.count(),
-            Verdict::New => {}
-            Verdict::Opaque => {
+        let dedup = lock(&self.seen).check(event, number);
+        match dedup {
+            Dedup::Duplicate => return self.counters.events_double.count(),
+            Dedup::New => {}
+            Dedup::Undecodable => {
                 tracing::warn!(
                     bytes = event.len(),
                     ?kind,

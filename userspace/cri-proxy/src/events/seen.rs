@@ -23,15 +23,15 @@ pub struct EventName {
     pub kind: i32,
 }
 
-/// What is to be done with an event.
+/// Whether an event was forwarded before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Not forwarded before.
+pub enum Dedup {
+    /// It was not.
     New,
-    /// It was forwarded, from whichever source.
-    Double,
-    /// It cannot be decoded.
-    Opaque,
+    /// It was, from whichever source.
+    Duplicate,
+    /// That is not known: it cannot be decoded.
+    Undecodable,
 }
 
 /// The memory.
@@ -57,16 +57,18 @@ fn bit(kind: i32) -> Option<u8> {
 }
 
 impl Seen {
-    /// Judges an event, and remembers it with the number that it gets if it is forwarded.
-    pub fn judge(&mut self, event: &[u8], number: u64) -> Verdict {
-        let Ok(EventName { container_id, kind }) = EventName::decode(event) else { return Verdict::Opaque };
-        let Some(bit) = bit(kind) else { return Verdict::New };
+    /// Looks whether an event is a duplicate, and remembers it with the number that it gets if it is forwarded.
+    pub fn check(&mut self, event: &[u8], number: u64) -> Dedup {
+        let Ok(EventName { container_id, kind }) = EventName::decode(event) else {
+            return Dedup::Undecodable;
+        };
+        let Some(bit) = bit(kind) else { return Dedup::New };
         if let Some(forwarded) = self.containers.get_mut(&*container_id) {
             if forwarded.kinds & bit != 0 {
-                return Verdict::Double;
+                return Dedup::Duplicate;
             }
             *forwarded = Forwarded { kinds: forwarded.kinds | bit, last: number };
-            return Verdict::New;
+            return Dedup::New;
         }
         if self.order.len() >= limits::CONTAINERS_SEEN
             && let Some(oldest) = self.order.pop_front()
@@ -76,7 +78,7 @@ impl Seen {
         let id: Arc<[u8]> = container_id.into();
         self.order.push_back(Arc::clone(&id));
         self.containers.insert(id, Forwarded { kinds: bit, last: number });
-        Verdict::New
+        Dedup::New
     }
 
     /// The number up to which everything must have been sent for that event to be among it; none: it has not come yet.
@@ -93,20 +95,20 @@ mod tests {
     const STOPPED: i32 = 2;
     const DELETED: i32 = 3;
 
-    fn judge(seen: &mut Seen, id: &str, kind: i32) -> Verdict {
-        seen.judge(&EventName { container_id: id.into(), kind }.encode_to_vec(), 0)
+    fn check(seen: &mut Seen, id: &str, kind: i32) -> Dedup {
+        seen.check(&EventName { container_id: id.into(), kind }.encode_to_vec(), 0)
     }
 
     #[test]
     fn an_event_that_was_forwarded_has_a_number() {
         let named = |id: &str, kind| EventName { container_id: id.into(), kind };
         let mut seen = Seen::default();
-        seen.judge(&named("a", 0).encode_to_vec(), 7);
+        seen.check(&named("a", 0).encode_to_vec(), 7);
         assert_eq!(seen.number(&named("a", 0)), Some(7));
         assert_eq!(seen.number(&named("a", 1)), None, "another kind");
         assert_eq!(seen.number(&named("b", 0)), None, "another container");
-        seen.judge(&named("a", 1).encode_to_vec(), 8);
-        seen.judge(&named("a", 1).encode_to_vec(), 9);
+        seen.check(&named("a", 1).encode_to_vec(), 8);
+        seen.check(&named("a", 1).encode_to_vec(), 9);
         assert_eq!(seen.number(&named("a", 1)), Some(8), "a duplicate is not forwarded");
         assert_eq!(seen.number(&named("a", 9)), None);
     }
@@ -118,9 +120,9 @@ mod tests {
         for kinds in [[0, 1, STOPPED, DELETED], [0, 1, DELETED, STOPPED], [DELETED, STOPPED, 1, 0]] {
             let mut seen = Seen::default();
             for kind in kinds {
-                assert_eq!(judge(&mut seen, "a", kind), Verdict::New);
-                assert_eq!(judge(&mut seen, "a", kind), Verdict::Double);
-                assert_eq!(judge(&mut seen, "b", kind), Verdict::New);
+                assert_eq!(check(&mut seen, "a", kind), Dedup::New);
+                assert_eq!(check(&mut seen, "a", kind), Dedup::Duplicate);
+                assert_eq!(check(&mut seen, "b", kind), Dedup::New);
             }
         }
     }
@@ -129,33 +131,33 @@ mod tests {
     fn a_kind_of_tomorrow_is_passed_on_each_time() {
         let mut seen = Seen::default();
         for kind in [8, 9, -1, i32::MAX] {
-            assert_eq!(judge(&mut seen, "a", kind), Verdict::New);
-            assert_eq!(judge(&mut seen, "a", kind), Verdict::New);
+            assert_eq!(check(&mut seen, "a", kind), Dedup::New);
+            assert_eq!(check(&mut seen, "a", kind), Dedup::New);
         }
-        assert_eq!(judge(&mut seen, "a", 0), Verdict::New);
+        assert_eq!(check(&mut seen, "a", 0), Dedup::New);
     }
 
     #[test]
     fn the_memory_is_bounded() {
         let mut seen = Seen::default();
         for id in 0..=limits::CONTAINERS_SEEN {
-            assert_eq!(judge(&mut seen, &id.to_string(), 0), Verdict::New);
+            assert_eq!(check(&mut seen, &id.to_string(), 0), Dedup::New);
         }
         assert_eq!(
             (seen.order.len(), seen.containers.len()),
             (limits::CONTAINERS_SEEN, limits::CONTAINERS_SEEN)
         );
-        assert_eq!(judge(&mut seen, "1", 0), Verdict::Double);
-        assert_eq!(judge(&mut seen, "0", 0), Verdict::New, "forgotten");
+        assert_eq!(check(&mut seen, "1", 0), Dedup::Duplicate);
+        assert_eq!(check(&mut seen, "0", 0), Dedup::New, "forgotten");
     }
 
     #[test]
     fn what_is_no_message_is_opaque_and_a_bad_name_is_not() {
         let mut seen = Seen::default();
-        assert_eq!(seen.judge(b"\xff\xff\xff", 0), Verdict::Opaque);
+        assert_eq!(seen.check(b"\xff\xff\xff", 0), Dedup::Undecodable);
         // A sandbox status (4) whose id (1) is not UTF-8, and a container id that is not.
         let event = b"\x0a\x02\xc3\x28\x10\x02\x22\x04\x0a\x02\xff\xfe";
-        assert_eq!(seen.judge(event, 0), Verdict::New);
-        assert_eq!(seen.judge(event, 0), Verdict::Double);
+        assert_eq!(seen.check(event, 0), Dedup::New);
+        assert_eq!(seen.check(event, 0), Dedup::Duplicate);
     }
 }

@@ -4,7 +4,7 @@
 //! for no client. Never decides what an event is worth.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ use super::super::limits;
 use super::super::runtime::RuntimeSocket;
 use super::METHOD;
 use kwitness_api::transport::{DialError, unix_endpoint};
-use kwitness_cri::Raw;
+use kwitness_cri::{Raw, wall_clock};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -193,10 +193,4 @@ impl Attempt<'_> {
             let _ = self.to.send((self.source.kind(), Update::Open)).await;
         }
     }
-}
-
-/// Nanoseconds since the Unix epoch.
-fn wall_clock() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }

@@ -3,37 +3,49 @@
 //! ```text
 //!  client ──▶ Observed request ──▶ runtime    frames pass unchanged; the first message is copied
 //!  client ◀── ObservedCall ◀── answer ◀── runtime    likewise; its status and its end are recorded
-//!              └── dropped: the call is over ──bounded──▶ reporter ──▶ the daemon's `ReportCriRequests`
+//!              └── dropped: the call is over ──report──▶ Backlog ──▶ reporter ──▶ the daemon's `ReportCriRequests`
 //! ```
 //!
-//! Best effort: what cannot be kept, decoded or reported is counted, and the call is unaffected. Only limits, id, times and status leave
-//! the proxy: a container's environment and commands do not. Never delays or alters a call.
+//! What is not observed, cannot be read or cannot be kept until the daemon takes it is counted, and reported as missed. Only limits, id,
+//! times and status leave the proxy: a container's environment and commands do not. Never delays or alters a call.
 
+mod backlog;
+mod report;
 mod reporter;
 #[cfg(test)]
 mod tests;
 
+use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use hyper::HeaderMap;
 use hyper::body::Incoming;
 use nix::time::{ClockId, clock_gettime};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::body::Body;
 
 use super::counters::Counters;
-use super::first::{Copied, CopiedBody, First};
+use super::first::{Copied, First};
 use super::limits;
 use super::status_code;
+use backlog::Backlog;
 use kwitness_api::proto::CriMethod;
 #[cfg(test)]
-pub use reporter::wanted;
+pub use report::requested;
 
-/// Observes calls that carry limits. Clones share the queue to the reporter.
+/// Observes calls that carry limits. Clones share what waits for the daemon.
 #[derive(Clone, Debug)]
 pub struct RequestObserver {
-    to: mpsc::Sender<Call>,
+    backlog: Arc<Backlog>,
     counters: Arc<Counters>,
+}
+
+/// One connection's side. Its calls share its places, so that no other connection's go unobserved for them.
+#[derive(Debug)]
+pub struct ConnectionObserver {
+    observer: RequestObserver,
+    places: Arc<Semaphore>,
 }
 
 /// A call that is over, and what was kept of it.
@@ -43,18 +55,30 @@ struct Call {
     received: u64,
     answered: u64,
     code: Option<i32>,
-    request: First,
+    /// None: it was not copied.
+    request: Option<First>,
     answer: First,
 }
 
 /// The calls' side, and what must run for it.
 pub fn start(daemon: PathBuf, counters: Arc<Counters>) -> (RequestObserver, impl Future<Output = ()>) {
-    let (to, from) = mpsc::channel(limits::CALLS_OBSERVED);
-    (RequestObserver { to, counters: Arc::clone(&counters) }, reporter::run(daemon, from, counters))
+    let backlog = Arc::new(Backlog::new(Arc::clone(&counters)));
+    let reporting = reporter::run(daemon, Arc::clone(&backlog), Arc::clone(&counters));
+    (RequestObserver { backlog, counters }, reporting)
 }
 
 impl RequestObserver {
-    /// Observes a call, if it is one that carries limits and there is room.
+    /// For a new connection.
+    pub fn of_connection(&self) -> ConnectionObserver {
+        ConnectionObserver {
+            observer: self.clone(),
+            places: Arc::new(Semaphore::new(limits::CALLS_OBSERVED)),
+        }
+    }
+}
+
+impl ConnectionObserver {
+    /// Observes a call, if it is one that carries limits; without a place, only that there was one.
     pub fn observe(&self, path: &str) -> Option<ObservedCall> {
         let method = match path {
             "/runtime.v1.RuntimeService/CreateContainer" => CriMethod::CreateContainer,
@@ -62,13 +86,9 @@ impl RequestObserver {
             "/runtime.v1.RuntimeService/UpdatePodSandboxResources" => CriMethod::UpdatePodSandboxResources,
             _ => return None,
         };
-        // The place is kept until the reporter has the call.
-        let Ok(place) = self.to.clone().try_reserve_owned() else {
-            self.counters.requests_missed.count();
-            return None;
-        };
         Some(ObservedCall {
-            place: Some(place),
+            observer: self.observer.clone(),
+            place: Arc::clone(&self.places).try_acquire_owned().ok(),
             method,
             received: now(),
             request: Copied::default(),
@@ -87,7 +107,8 @@ fn now() -> u64 {
 /// A call under way. When it is dropped, the call is over.
 #[derive(Debug)]
 pub struct ObservedCall {
-    place: Option<mpsc::OwnedPermit<Call>>,
+    observer: RequestObserver,
+    place: Option<OwnedSemaphorePermit>,
     method: CriMethod,
     received: u64,
     request: Copied,
@@ -97,8 +118,11 @@ pub struct ObservedCall {
 
 impl ObservedCall {
     /// The request's body, observed as it passes.
-    pub fn request(&self, body: Incoming) -> CopiedBody<Incoming> {
-        self.request.of(body)
+    pub fn request(&self, body: Incoming) -> Body {
+        match self.place {
+            Some(_) => Body::new(self.request.of(body)),
+            None => Body::new(body),
+        }
     }
 
     /// The answer's headers or trailers: they have the status.
@@ -117,14 +141,16 @@ impl ObservedCall {
 
 impl Drop for ObservedCall {
     fn drop(&mut self) {
-        let Some(place) = self.place.take() else { return };
-        place.send(Call {
+        let call = Call {
             method: self.method,
             received: self.received,
             answered: now(),
             code: self.code,
-            request: self.request.take(),
-            answer: std::mem::take(&mut self.answer),
-        });
+            request: self.place.is_some().then(|| self.request.take()),
+            answer: mem::take(&mut self.answer),
+        };
+        if let Some(report) = report::report(call, &self.observer.counters) {
+            self.observer.backlog.push(report);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Calls that carry limits, through the proxy: what is reported to the daemon, and that the call is unaffected.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -34,9 +35,8 @@ impl Daemon {
                 Box::pin(async move {
                     assert_eq!(request.uri().path(), "/kwitness.v1alpha1.Kwitness/ReportCriRequests");
                     let message = request.into_body().collect().await.unwrap().to_bytes().slice(5..);
-                    let accepted =
-                        proto::ReportCriRequestsRequest::decode(message.clone()).unwrap().requests.len()
-                            as u32;
+                    let report = proto::ReportCriRequestsRequest::decode(message.clone()).unwrap();
+                    let accepted = report.requests.len() as u32;
                     reports.lock().unwrap().push(message);
                     good(
                         &proto::ReportCriRequestsResponse { accepted, malformed: Vec::new() }.encode_to_vec(),
@@ -46,12 +46,23 @@ impl Daemon {
         )
     }
 
-    fn requests(&self) -> Vec<proto::CriRequest> {
+    fn reports(&self) -> Vec<proto::ReportCriRequestsRequest> {
         let reports = self.0.lock().unwrap();
         reports
             .iter()
-            .flat_map(|message| proto::ReportCriRequestsRequest::decode(message.clone()).unwrap().requests)
+            .map(|message| proto::ReportCriRequestsRequest::decode(message.clone()).unwrap())
             .collect()
+    }
+
+    fn requests(&self) -> Vec<proto::CriRequest> {
+        self.reports().into_iter().flat_map(|report| report.requests).collect()
+    }
+
+    /// How many requests were missed of which it is not known whose they were.
+    fn missed(&self) -> u64 {
+        let missed: Vec<_> = self.reports().into_iter().flat_map(|report| report.missed).collect();
+        assert!(missed.iter().all(|of| of.id.is_empty() && 0 < of.from && of.from <= of.to), "{missed:?}");
+        missed.iter().map(|of| of.count).sum()
     }
 }
 
@@ -179,6 +190,34 @@ async fn what_cannot_be_read_passes_all_the_same_and_is_counted() {
     assert_eq!((counters.requests_oversized.get(), counters.requests_compressed.get()), (1, 1));
     assert_eq!((counters.requests_malformed.get(), counters.requests_unfinished.get()), (3, 1));
     assert_eq!(counters.requests_dropped.get(), 0);
+    eventually("all but the unfinished, which the runtime cannot have read", || daemon.missed() == 5).await;
+}
+
+#[tokio::test]
+async fn what_neither_can_read_sets_no_limit_and_an_unread_creation_names_its_container() {
+    let bench = Bench::start();
+    let daemon = Daemon::default();
+    let answer: Handler = Arc::new(|request| {
+        Box::pin(async move {
+            let path = request.uri().path().to_owned();
+            request.into_body().collect().await.unwrap();
+            match path.as_str() {
+                CREATE => good(&cri::CreateContainerResponse { container_id: "new".into() }.encode_to_vec()),
+                _ => refused(tonic::Status::internal("grpc: error unmarshalling request")),
+            }
+        })
+    });
+    let _serving = (daemon.serve(&bench), Server::start(&bench.runtime(), answer));
+    let mut client = bench.client().await;
+    assert_eq!(client.call(UPDATE, &[], b"\xff").await.status().code(), Code::Internal);
+    let large = vec![0; limits::MESSAGE_KEPT + 1];
+    let before = now();
+    assert_eq!(client.call(CREATE, &[], &large).await.status().code(), Code::Ok);
+    eventually("the report", || !daemon.reports().is_empty()).await;
+    let [missed] = &daemon.reports().remove(0).missed[..] else { panic!("{:?}", daemon.reports()) };
+    assert_eq!((missed.id.as_str(), missed.count), ("new", 1));
+    assert!(before <= missed.from && missed.from <= missed.to, "{missed:?}");
+    assert_eq!((bench.counters.requests_malformed.get(), bench.counters.requests_oversized.get()), (1, 1));
 }
 
 #[tokio::test]
@@ -213,7 +252,6 @@ async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
     let _runtime = runtime(&bench, || std::future::ready(()));
     let mut client = bench.client().await;
     assert_eq!(client.call(UPDATE, &[], &update("away")).await.status().code(), Code::Ok);
-    eventually("one dropped", || bench.counters.requests_dropped.get() == 1).await;
 
     let hanging = Server::start(&bench.daemon(), Arc::new(|_| Box::pin(std::future::pending())));
     let began = Instant::now();
@@ -223,40 +261,75 @@ async fn a_daemon_that_is_away_or_hangs_costs_the_call_nothing() {
     // If each waited for the daemon, they would take ten times as long.
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     drop(hanging);
-    // A daemon that starts gets the reports from then on.
     let daemon = Daemon::default();
     let _serving = daemon.serve(&bench);
-    eventually("reports to the daemon again", || {
-        let (dropped, reported) =
-            (bench.counters.requests_dropped.get(), bench.counters.requests_reported.get());
-        dropped + reported == 101
+    // Each sets all anew that an earlier one of its container did.
+    eventually("all reports that count", || {
+        let counters = &bench.counters;
+        counters.requests_superseded.get() + counters.requests_reported.get() == 101
     })
     .await;
-    assert_eq!(client.call(UPDATE, &[], &update("back")).await.status().code(), Code::Ok);
-    eventually("what comes then", || daemon.requests().iter().any(|report| report.id == "back")).await;
+    let ids: BTreeSet<_> = daemon.requests().into_iter().map(|report| report.id).collect();
+    assert!(ids.iter().eq(["away", "hangs"]), "{ids:?}");
+    assert_eq!((bench.counters.requests_dropped.get(), daemon.missed()), (0, 0));
 }
 
 #[tokio::test]
-async fn more_than_can_be_noted_pass_and_are_counted() {
+async fn what_is_requested_while_no_daemon_runs_is_reported_in_order_and_with_its_time() {
+    let bench = Bench::start();
+    let daemon = Daemon::default();
+    let _runtime = runtime(&bench, || std::future::ready(()));
+    let serving = daemon.serve(&bench);
+    let mut client = bench.client().await;
+    assert_eq!(client.call(UPDATE, &[], &update("before")).await.status().code(), Code::Ok);
+    eventually("a report", || bench.counters.requests_reported.get() == 1).await;
+    drop(serving);
+    let is_gone = || std::os::unix::net::UnixStream::connect(bench.daemon()).is_err();
+    eventually("the daemon to be gone", is_gone).await;
+    let mut times = Vec::new();
+    for id in ["c", "a", "b"] {
+        let before = now();
+        assert_eq!(client.call(UPDATE, &[], &update(id)).await.status().code(), Code::Ok);
+        times.push(before..=now());
+    }
+    let _serving = daemon.serve(&bench);
+    eventually("the reports", || daemon.requests().len() == 4).await;
+    let requests = daemon.requests();
+    let ids: Vec<_> = requests.iter().map(|report| report.id.as_str()).collect();
+    assert_eq!(ids, ["before", "c", "a", "b"]);
+    assert!(
+        times.iter().zip(&requests[1..]).all(|(time, report)| time.contains(&report.received)),
+        "{requests:?}"
+    );
+    assert_eq!((bench.counters.requests_dropped.get(), daemon.missed()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_client_with_very_many_calls_misses_its_own_and_no_other_clients() {
     let bench = Bench::start();
     let daemon = Daemon::default();
     let go = CancellationToken::new();
     let wait = go.clone();
     let _serving = (daemon.serve(&bench), runtime(&bench, move || wait.clone().cancelled_owned()));
-    let client = bench.client().await;
     const MORE: usize = 10;
+    const ALL: u64 = (limits::CALLS_OBSERVED + MORE) as u64;
     let mut calls = tokio::task::JoinSet::new();
-    for number in 0..limits::CALLS_OBSERVED + MORE {
-        let mut client = client.clone();
-        calls.spawn(async move { client.call(UPDATE, &[], &update(&number.to_string())).await });
-    }
+    let mut call = |mut client: Client, id: String| {
+        calls.spawn(async move { client.call(UPDATE, &[], &update(&id)).await });
+    };
+    let (busy, other) = (bench.client().await, bench.client().await);
+    (0..ALL).for_each(|number| call(busy.clone(), number.to_string()));
     let counters = &bench.counters;
-    eventually("all but those that can be noted", || counters.requests_missed.get() == MORE as u64).await;
+    eventually("all to be under way", || counters.calls.get() == ALL).await;
+    call(other, "other".to_owned());
+    eventually("one more", || counters.calls.get() == ALL + 1).await;
     go.cancel();
     while let Some(seen) = calls.join_next().await {
         assert_eq!(seen.unwrap().status().code(), Code::Ok);
     }
-    eventually("the others", || counters.requests_reported.get() == limits::CALLS_OBSERVED as u64).await;
+    eventually("the reports", || counters.requests_reported.get() == 1 + limits::CALLS_OBSERVED as u64).await;
+    assert!(daemon.requests().iter().any(|report| report.id == "other"));
+    eventually("what was missed", || daemon.missed() == MORE as u64).await;
     assert_eq!(counters.requests_missed.get(), MORE as u64);
 }
 

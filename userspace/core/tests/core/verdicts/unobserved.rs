@@ -1,4 +1,4 @@
-//! Limits that a request may have set which was not observed, because no daemon ran.
+//! Limits that a request may have set which was not observed, because no daemon ran or the CRI proxy missed it.
 
 use super::*;
 
@@ -73,4 +73,35 @@ fn what_was_written_while_no_daemon_ran_is_not_reverted_by_a_request() {
     for at in [15, 31] {
         assert!(matches!(of(at).judge().verdict, Verdict::Reverted { .. }), "{at}: a daemon ran");
     }
+}
+
+/// As with fanotify.
+#[test]
+fn a_write_of_which_only_the_end_was_seen_may_be_of_a_missed_request() {
+    let of = |from, to, ended| {
+        let ended = Some(Ended::Returned(KernelTime(ended)));
+        Fixture {
+            attempts: vec![Attempt { began: None, ended, ..attempt("100663296", None, "runc") }],
+            unobserved: vec![Unobserved { from: KernelTime(from), to: KernelTime(to) }],
+            ..raised()
+        }
+    };
+    assert!(is_unknown(&of(20, 30, 25)));
+    assert!(!is_unknown(&of(20, 30, 31)));
+    assert!(is_unknown(&of(0, 10, 25)), "it may be older than the daemon");
+}
+
+#[test]
+fn a_request_that_is_reported_late_counts_by_its_own_time() {
+    let with_request = |at, bytes| {
+        let mut fixture = raised();
+        let (source, at) = (Source::CriRequest, KernelTime(at));
+        fixture.desired.push(DesiredLimit { source, at, wanted: memory(bytes) });
+        fixture
+    };
+    assert_eq!(with_request(7, 96 * MIB).judge().verdict, Verdict::InForce);
+    assert!(is_unknown(&with_request(3, 96 * MIB)), "the kubelet's word is younger");
+    let mut both = with_request(7, 96 * MIB);
+    both.desired.extend(with_request(6, 80 * MIB).desired.pop());
+    assert_eq!(both.judge().verdict, Verdict::InForce, "the last request counts");
 }

@@ -52,7 +52,17 @@ fn what_was_requested_and_what_the_guard_set_is_known_to_the_next_daemon() {
     let guards = (Source::Guard, Wanted::Memory(Bound::At(64 << 20)));
     assert_eq!(wanted(&memory)[1], guards);
     let outage = Unobserved { from: KernelTime(5), to: KernelTime(8) };
-    assert_eq!(memory.reported.requests().unobserved()[1..], [outage]);
+    let unobserved = |memory: &Memory| memory.reported.unobserved(&id(), Resource::Memory);
+    assert_eq!(unobserved(&memory)[1..], [outage]);
+
+    // So is what the proxy missed.
+    let missed = Unobserved { from: KernelTime(9), to: KernelTime(10) };
+    let Unobserved { from, to } = missed;
+    let at = KernelTime(11);
+    daemon.observe(Observation::RequestsMissed { at, container: Some(id()), from, to, count: 1 });
+    assert_eq!(unobserved(&replay(&place).1)[1..], [outage, missed], "of the entries");
+    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken).unwrap();
+    assert_eq!(unobserved(&replay(&place).1)[1..], [outage, missed], "of the state");
 }
 
 #[test]
@@ -105,7 +115,7 @@ fn a_limit_that_was_in_force_is_so_for_the_next_daemon() {
             resource: Resource::Memory,
             desired,
             may_be_less: false,
-            unobserved: memory.reported.requests().unobserved(),
+            unobserved: memory.reported.unobserved(&ContainerId("c".repeat(64).into()), Resource::Memory),
             levels: vec![Level { path: path.clone(), role: LevelRole::Container, reading }],
             own: 0,
             usage: None,
