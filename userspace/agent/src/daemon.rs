@@ -357,7 +357,7 @@ impl Past {
     fn read(place: Place, capacity: Capacity, resumes: Resumes, sets: &[SetId]) -> Self {
         let (steps, is_adopted) = (clock::History::get(), resumes.same_maps);
         let replay = |history: History| {
-            let (hub, mut writer) = Hub::resumed(history.position().clone(), history.made(), capacity);
+            let (hub, mut writer) = Hub::resumed(history.position(), history.made(), capacity);
             let memory = history.replay(&mut writer)?;
             if let (true, Some(set)) = (is_adopted, sets.first()) {
                 memory.check_set(*set, &place)?;

@@ -13,7 +13,7 @@ use kwitness_core::seam::Seam;
 use tokio::sync::mpsc;
 
 use super::keeping::Unkept;
-use super::ledger::{Memory, Place, Series};
+use super::ledger::{Memory, Place};
 use super::loss_owners::LossOwners;
 use super::losses::{Losses, Seen};
 use super::outside::Outside;
@@ -158,8 +158,7 @@ impl<P: Probe> Engine<P> {
             ready: None,
         };
         if let Some(place) = place {
-            let series = if engine.resumes.is_some() { Series::Continued } else { Series::New };
-            match place.clone().begin(engine.writer.position(), &engine.memory(), series) {
+            match place.clone().begin(engine.writer.position(), &engine.memory(), &engine.writer) {
                 Ok(ledger) => engine.ledger = Some(ledger),
                 Err(error) => {
                     // What stayed would be gone on with by the next daemon, which would miss all that this one takes from the rings.
