@@ -16,9 +16,10 @@ use super::*;
 use crate::hub::{Capacity, Hub, Writer};
 use crate::probe::SetId;
 
+mod fixture;
 mod reported;
-
 mod shares;
+
 fn place(directory: &Path) -> Place {
     Place { directory: directory.join("ledger"), bytes: 5 * SEGMENT, bounds: Bounds::default() }
 }
