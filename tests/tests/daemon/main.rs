@@ -62,6 +62,7 @@ fn main() -> Result<()> {
         manners::the_probes_log_when_enabled,
         manners::a_loss_is_reported_and_repaired,
         pins::nothing_is_left_behind,
+        pins::programs_that_no_daemon_reads_are_named,
         privileges::each_thread_has_kept_what_is_documented,
         pins::metrics_begin_at_zero_and_know_what_there_is,
         standby::a_standby_is_ready_and_no_daemon_yet,

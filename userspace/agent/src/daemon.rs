@@ -37,7 +37,9 @@ use crate::namespaces;
 use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::privileges::Setup;
 use crate::probe::capability::LIMIT_WRITES;
-use crate::probe::{Advised, Attached, Capabilities, Loaded, SetId, Settings, check_process, error_chain};
+use crate::probe::{
+    Advised, Attached, Capabilities, Loaded, SetId, Settings, check_process, error_chain, pins,
+};
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
@@ -131,7 +133,8 @@ async fn watch_node(
         .collect();
     pressure::note_sampling(&mut capabilities, config, &cgroups);
     log::capabilities(&capabilities);
-    log::pins(&attached, &config.pin_directory);
+    log::pins(&attached);
+    let unread_pins = pins::unread(&config.pin_directory);
 
     let stop = CancellationToken::new();
     let capacity = Capacity {
@@ -170,6 +173,7 @@ async fn watch_node(
         place,
         scans,
         outside,
+        unread_pins,
         writer,
         resolver: resolver.clone(),
         reader,

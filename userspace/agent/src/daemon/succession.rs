@@ -15,7 +15,7 @@ use std::pin::pin;
 use std::thread;
 
 use anyhow::Context as _;
-use kwitness_service::{InstanceLock, Role, Signal, Signals, Standby};
+use kwitness_service::{InstanceLock, LockError, Role, Signal, Signals, Standby};
 use tokio::sync::{Notify, oneshot};
 
 use super::{ledger, lock_file};
@@ -125,16 +125,22 @@ pub(super) fn end(config: &Config, lock: InstanceLock, unpin: Unpin) -> anyhow::
     pins.and(ledger.map(drop))
 }
 
-/// Removes what daemons with this configuration left for the next one: what is pinned, and the ledger; their paths.
+/// Removes what daemons with this configuration left for the next one: what is pinned, and the ledger; their paths. The ledger of a daemon
+/// that runs with other pins stays.
 ///
 /// # Errors
-/// A daemon runs, or something cannot be removed.
+/// A daemon runs with these, or something cannot be removed.
 pub fn uninstall(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     let mut removed = remove_pins(config)?;
     if ledger(config).directory.exists() {
-        let lock = InstanceLock::acquire(&lock_file(&config.socket))?;
-        removed.extend(remove_ledger(config)?);
-        lock.remove().context("cannot remove the lock file")?;
+        match InstanceLock::acquire(&lock_file(&config.socket)) {
+            Ok(lock) => {
+                removed.extend(remove_ledger(config)?);
+                lock.remove().context("cannot remove the lock file")?;
+            }
+            Err(LockError::AlreadyRunning { .. }) if !removed.is_empty() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(removed)
 }
