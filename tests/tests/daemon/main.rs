@@ -66,6 +66,7 @@ fn main() -> Result<()> {
         privileges::each_thread_has_kept_what_is_documented,
         pins::metrics_begin_at_zero_and_know_what_there_is,
         standby::a_standby_is_ready_and_no_daemon_yet,
+        standby::a_standby_whose_programs_do_not_load_is_never_ready,
         standby::without_a_standby_nothing_is_left,
         standby::an_end_in_the_middle_of_a_hand_over_leaves_nothing,
         recordings::a_recording_has_what_the_daemon_reported,

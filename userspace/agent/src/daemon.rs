@@ -38,7 +38,7 @@ use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::privileges::Setup;
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::{
-    Advised, Attached, Capabilities, Loaded, SetId, Settings, check_process, error_chain, pins,
+    Advised, Attached, Capabilities, Loaded, SetId, Settings, check_loads, check_process, error_chain, pins,
 };
 use crate::reload::Reload;
 use crate::verify::Verifier;
@@ -110,9 +110,14 @@ async fn watch_node(
     pressure::configure(&mut settings, config, &cgroups);
     // A standby that could never run is not to be waited for.
     setup.run(check_process)?.map_err(Advised::from)?;
+    let rehearse = || -> anyhow::Result<()> {
+        let settings = settings.clone();
+        setup.run(move || check_loads(&settings))?.map_err(Advised::from)?;
+        Ok(())
+    };
     let reload_due = Notify::new();
     let stop = stop_signal(signals, &reload_due);
-    let lock = match take_turn(&config.socket, standby, stop, &metrics).await? {
+    let lock = match take_turn(&config.socket, standby, rehearse, stop, &metrics).await? {
         Turn::Taken(lock) => lock,
         Turn::Stopped(lock) => return Ok(lock),
     };

@@ -42,10 +42,12 @@ pub(super) enum Turn {
     Stopped(Option<InstanceLock>),
 }
 
-/// Takes the lock at that socket; a standby waits for it while another daemon has it, until it is signalled to stop.
+/// Takes the lock at that socket; a standby waits for it while another daemon has it, until it is signalled to stop. That it is one, its
+/// probes say after `rehearse`: a rollout that sees it ready ends the other daemon.
 pub(super) async fn take_turn(
     socket: &Path,
     is_standby: bool,
+    rehearse: impl FnOnce() -> anyhow::Result<()>,
     stop_signal: impl Future<Output = ()>,
     metrics: &Metrics,
 ) -> anyhow::Result<Turn> {
@@ -54,11 +56,15 @@ pub(super) async fn take_turn(
         return Ok(Turn::Taken(InstanceLock::acquire(&path)?));
     }
     let mut stop_signal = pin!(stop_signal);
+    let mut rehearse = Some(rehearse);
     loop {
         let standby = match InstanceLock::acquire_or_stand_by(&path)? {
             Role::Instance(lock) => return Ok(Turn::Taken(lock)),
             Role::Standby(standby) => standby,
         };
+        if let Some(rehearse) = rehearse.take() {
+            rehearse().context("another daemon runs, and this one could not take over from it")?;
+        }
         metrics.reached(Stage::Standby);
         tracing::info!(running = standby.holder(), "standby: another daemon runs; taking over when it ends");
         let ended = ended(&standby).context("cannot wait for the other daemon's end")?;
