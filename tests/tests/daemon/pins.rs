@@ -1,6 +1,7 @@
 //! What a daemon that ends leaves for the next one (`kernel.pin`), as the command line and metrics show it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use kwitness_tests::outage::{Bpffs, lasting, ledger_of};
 use kwitness_tests::prelude::*;
@@ -35,6 +36,43 @@ pub(crate) async fn nothing_is_left_behind(ctx: &TestContext) -> Result<()> {
     agent.start_again().await?;
     agent.process().terminate(LIMIT)?;
     check_gone(&bpffs, &agent)
+}
+
+/// Programs that a daemon has left and that the next one does not use, because they are pinned elsewhere or beside something else, are
+/// named, and removed as the problem says.
+pub(crate) async fn programs_that_no_daemon_reads_are_named(ctx: &TestContext) -> Result<()> {
+    let bpffs = Bpffs::mount()?;
+    let mut agent = bpffs.agent(&ctx.environment).await?;
+    let (usual, foreign) = (bpffs.pins(), bpffs.pins().join("foreign"));
+    let setting = |directory: &Path| format!("kernel.pin_directory={}", directory.display());
+    let remedy = format!("kwitness uninstall-pins --set {}", setting(&usual));
+    let named = async |agent: &Agent| {
+        let problems = agent.status().await?.problems;
+        Ok(problems.into_iter().any(|of| of.name == "unread_programs" && of.remedy == remedy))
+    };
+    ensure!(!named(&agent).await?, "its own are read");
+    agent.kill()?;
+    std::fs::create_dir(&foreign).context("make a directory beside the set")?;
+    agent.start_again().await?;
+    wait_for("the problem", LIMIT, async || Ok(named(&agent).await?.then_some(()))).await?;
+
+    agent.kill()?;
+    std::fs::remove_dir(&foreign).context("remove it")?;
+    agent.add_argument("--set");
+    agent.add_argument(&setting(&bpffs.pins().with_file_name("elsewhere")));
+    agent.start_again().await?;
+    wait_for("the problem", LIMIT, async || Ok(named(&agent).await?.then_some(()))).await?;
+    let mut doctor = kwitness(ctx, ["doctor", "--socket"]);
+    doctor.arg(agent.socket());
+    let said = run(doctor).await?.stdout;
+    ensure!(said.contains("unread programs") && said.contains(&remedy), "{said}");
+
+    let mut uninstall = kwitness(ctx, ["uninstall-pins", "--set"]);
+    uninstall.arg(setting(&usual)).arg("--socket").arg(agent.socket());
+    run(uninstall).await?.check(0)?;
+    ensure!(!usual.exists() && ledger_of(&agent).exists(), "{}", agent.log_tail());
+    wait_for("no problem", LIMIT, async || Ok((!named(&agent).await?).then_some(()))).await?;
+    agent.stop()
 }
 
 /// That neither pins nor a ledger are left.

@@ -37,6 +37,23 @@ pub(crate) async fn a_standby_is_ready_and_no_daemon_yet(ctx: &TestContext) -> R
     check_gone(&bpffs, &agent)
 }
 
+/// It ends with the reason, and the daemon has not felt it.
+pub(crate) async fn a_standby_whose_programs_do_not_load_is_never_ready(ctx: &TestContext) -> Result<()> {
+    let bpffs = Bpffs::mount()?;
+    let mut agent = last_one(ctx, &bpffs).await?;
+    let (sets, before) = (bpffs.sets()?, agent.status().await?);
+    let no_hooks = "--set=kernel.excluded_hooks=[\"raw_tp\", \"tp\"]";
+    let mut standby = agent.spawn_beside("second", &["--standby", no_hooks])?;
+    let status = standby.wait(LIMIT)?;
+    let log = standby.log_tail();
+    ensure!(status.code() == Some(1) && log.contains("could not take over"), "{status}: {log}");
+    ensure!(!log.contains("taking over when it ends"), "{log}");
+    ensure!(agent.status().await?.started_at == before.started_at, "{}", agent.log_tail());
+    ensure!(bpffs.sets()? == sets, "{:?} instead of {sets:?}", bpffs.sets()?);
+    agent.process().end(LIMIT)?;
+    check_gone(&bpffs, &agent)
+}
+
 /// A daemon that is killed leaves everything to the next one; the last one that is signalled to stop leaves nothing, not even its lock.
 pub(crate) async fn without_a_standby_nothing_is_left(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;

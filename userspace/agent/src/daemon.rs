@@ -37,7 +37,9 @@ use crate::namespaces;
 use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::privileges::Setup;
 use crate::probe::capability::LIMIT_WRITES;
-use crate::probe::{Advised, Attached, Capabilities, Loaded, SetId, Settings, check_process, error_chain};
+use crate::probe::{
+    Advised, Attached, Capabilities, Loaded, SetId, Settings, check_loads, check_process, error_chain, pins,
+};
 use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
@@ -108,9 +110,14 @@ async fn watch_node(
     pressure::configure(&mut settings, config, &cgroups);
     // A standby that could never run is not to be waited for.
     setup.run(check_process)?.map_err(Advised::from)?;
+    let rehearse = || -> anyhow::Result<()> {
+        let settings = settings.clone();
+        setup.run(move || check_loads(&settings))?.map_err(Advised::from)?;
+        Ok(())
+    };
     let reload_due = Notify::new();
     let stop = stop_signal(signals, &reload_due);
-    let lock = match take_turn(&config.socket, standby, stop, &metrics).await? {
+    let lock = match take_turn(&config.socket, standby, rehearse, stop, &metrics).await? {
         Turn::Taken(lock) => lock,
         Turn::Stopped(lock) => return Ok(lock),
     };
@@ -131,7 +138,8 @@ async fn watch_node(
         .collect();
     pressure::note_sampling(&mut capabilities, config, &cgroups);
     log::capabilities(&capabilities);
-    log::pins(&attached, &config.pin_directory);
+    log::pins(&attached);
+    let unread_pins = pins::unread(&config.pin_directory);
 
     let stop = CancellationToken::new();
     let capacity = Capacity {
@@ -170,6 +178,7 @@ async fn watch_node(
         place,
         scans,
         outside,
+        unread_pins,
         writer,
         resolver: resolver.clone(),
         reader,
@@ -357,7 +366,7 @@ impl Past {
     fn read(place: Place, capacity: Capacity, resumes: Resumes, sets: &[SetId]) -> Self {
         let (steps, is_adopted) = (clock::History::get(), resumes.same_maps);
         let replay = |history: History| {
-            let (hub, mut writer) = Hub::resumed(history.position().clone(), history.made(), capacity);
+            let (hub, mut writer) = Hub::resumed(history.position(), history.made(), capacity);
             let memory = history.replay(&mut writer)?;
             if let (true, Some(set)) = (is_adopted, sets.first()) {
                 memory.check_set(*set, &place)?;

@@ -152,6 +152,27 @@ impl<T, O: Copy + Eq> Journal<T, O> {
         self.last
     }
 
+    /// Goes on after events that were given up elsewhere: those that follow the newest one. False if they do not.
+    pub fn skip(&mut self, given_up: GivenUp<O>) -> bool {
+        if given_up.first != self.last + 1 || given_up.last < given_up.first {
+            return false;
+        }
+        self.last = given_up.last;
+        let slot = Slot::Many(Box::new(given_up));
+        match self.slots.back_mut().filter(|before| !before.is_kept()) {
+            Some(before) => {
+                self.beside -= before.beside();
+                before.join(&slot);
+                self.beside += before.beside();
+            }
+            None => {
+                self.beside += slot.beside();
+                self.slots.push_back(slot);
+            }
+        }
+        true
+    }
+
     /// Whose numbers these are.
     pub fn epoch(&self) -> &Epoch {
         &self.epoch

@@ -15,7 +15,7 @@ use tonic::transport::server::Connected;
 
 use crate::authority::Rewriter;
 use crate::beginning::{Beginning, ConnectionCounters};
-use crate::slots::{ConnectionId, Peer, Slot};
+use crate::slots::{Origin, Peer, Slot};
 
 /// How much is read at a time while something is held back.
 const READ: usize = 4096;
@@ -149,10 +149,10 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ConnectionId;
+    type ConnectInfo = Origin;
 
-    fn connect_info(&self) -> ConnectionId {
-        self.slot.id()
+    fn connect_info(&self) -> Origin {
+        Origin { connection: self.slot.id(), peer: self.slot.peer() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who is connected, and whose connection goes when there are too many.
+//! Who is connected, and whose connection goes when there are too many: the rule for whatever clients share ([`gives_way`]).
 //!
 //! ```text
 //!  new connection ──▶ room? ── yes ──▶ Slot
@@ -36,11 +36,32 @@ pub struct Peer {
     pub process: Option<i32>,
 }
 
-/// What one peer holds of something that all share.
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// Who made it.
+    pub peer: Peer,
+}
+
+/// Who shares something with others.
+pub trait Sharer: Copy + Eq {
+    /// The user whose it is, as far as that is known.
+    fn user(self) -> Option<u32>;
+}
+
+impl Sharer for Peer {
+    fn user(self) -> Option<u32> {
+        self.user
+    }
+}
+
+/// What one client holds of something that all share.
 #[derive(Clone, Copy, Debug)]
-pub struct Held {
+pub struct Held<C = Peer> {
     /// Whose it is.
-    pub by: Peer,
+    pub by: C,
     /// How many.
     pub count: usize,
     /// Which is its newest, of all in the order in which they came.
@@ -49,21 +70,23 @@ pub struct Held {
 
 /// Who gives up its newest one where there is no room for one more of `new`: of the user with most the process with most. None: `new`
 /// itself, or another process of its user that has no more than `kept`; then there is no room.
-pub fn gives_way(held: impl Iterator<Item = Held> + Clone, new: Peer, kept: usize) -> Option<Peer> {
-    let mut users: BTreeMap<Option<u32>, usize> = BTreeMap::from([(new.user, 1)]);
+pub fn gives_way<C: Sharer>(held: impl Iterator<Item = Held<C>> + Clone, new: C, kept: usize) -> Option<C> {
+    let mut users: BTreeMap<Option<u32>, usize> = BTreeMap::from([(new.user(), 1)]);
     for Held { by, count, .. } in held.clone() {
-        *users.entry(by.user).or_default() += count;
+        *users.entry(by.user()).or_default() += count;
     }
     let Held { by, count, .. } = held.max_by_key(|Held { by, count, newest }| {
-        (users.get(&by.user).copied(), count + usize::from(*by == new), *newest)
+        (users.get(&by.user()).copied(), count + usize::from(*by == new), *newest)
     })?;
-    (by.user != new.user || by != new && count > kept).then_some(by)
+    (by.user() != new.user() || by != new && count > kept).then_some(by)
 }
 
 impl Peer {
     pub(crate) fn of(stream: &UnixStream) -> Self {
         let credentials = stream.peer_cred().ok();
-        Self { user: credentials.map(|of| of.uid()), process: credentials.and_then(|of| of.pid()) }
+        // 0: this process' PID namespace does not have it.
+        let process = credentials.and_then(|of| of.pid()).filter(|process| *process > 0);
+        Self { user: credentials.map(|of| of.uid()), process }
     }
 }
 

@@ -1,9 +1,8 @@
 //! What a client that means harm costs another client, beside an attacker and without one: from the kernel's hook to a watcher, and
 //! a call of `Status`.
 //!
-//! The attacker does what the daemon allows it: half of all watchers, which begin with the oldest event and read nothing, on a
-//! connection each; half of all `Verify` calls, the share of one connection, which wait for what never comes; and lists, one every
-//! millisecond.
+//! The attacker has half of all watchers, which begin with the oldest event and read nothing, on a connection each; half of all `Verify`
+//! calls, which wait for what never comes; and lists, one every millisecond.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,23 +1,25 @@
 //! How many calls of each kind may be active at a time: the one table of what is long-lived or expensive, and a limit on all others.
 //!
 //! ```text
-//!  request ──▶ the kind by its path ──┬── fewer of its connection's than are free: served; the place is held until the
-//!                                     │   response body is gone, and so are the bytes of the request (byte_budget)
+//!  request ──▶ the kind by its path ──┬── one is free, or can be made so: served; it is held until the response body is
+//!                                     │   gone, and so are the bytes of the request (byte_budget)
 //!                                     └── else: RESOURCE_EXHAUSTED, which names the setting
 //! ```
 //!
-//! So one connection has half of the calls of a kind at most, further ones half of what is left each, and the last is for one that has
-//! none. A call counts until its client has read the response or has left, so that slow readers are counted, too. Never looks into
-//! requests.
+//! Where none is free, the client with most calls of that kind gives up its newest one, with the same status, as the client with most
+//! connections gives up one of those ([`gives_way`]): a client that begins calls without end ends its own. A client is a process, however
+//! many connections it has; of one that the kernel does not name, each connection is a client. A call counts until its client has read
+//! the response or has left, so that slow readers are counted, too. Never looks into requests.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures_util::future::{Either, Ready, ready};
-use http_body::{Frame, SizeHint};
+use futures_util::future::{self, Either, Ready};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
@@ -26,7 +28,7 @@ use tower::Layer;
 use super::byte_budget::{ByteBudget, Charge, Metered};
 use crate::config::{Call, MaxCalls};
 use kwitness_api::proto;
-use kwitness_service::ConnectionId;
+use kwitness_service::{ConnectionId, Held, Origin, Peer, Sharer, gives_way};
 
 /// A call's name in `Status`, its setting, and its paths; none: every other.
 const fn row(call: Call) -> (&'static str, &'static str, &'static [&'static str]) {
@@ -59,6 +61,8 @@ const fn row(call: Call) -> (&'static str, &'static str, &'static [&'static str]
 
 /// Bytes of a response that the HTTP/2 server gets at a time: it keeps what it has got until the client reads it.
 const PIECE: usize = 64 << 10;
+/// Calls of a kind that a process keeps whatever others of its user do.
+const KEPT: usize = 1;
 
 /// The table. Clones share it.
 #[derive(Clone, Debug)]
@@ -78,10 +82,64 @@ struct Slot {
 
 #[derive(Debug, Default)]
 struct Taken {
-    active: u32,
-    /// Without those that have none.
-    by_connection: HashMap<ConnectionId, u32>,
+    /// Each call by its number, of all in the order in which they came. Without clients that have none.
+    active: BTreeMap<Client, BTreeMap<u64, Arc<Active>>>,
+    count: u32,
+    last: u64,
     refused: u64,
+}
+
+/// Who shares calls with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Client {
+    Process(Peer),
+    Connection { user: Option<u32>, id: ConnectionId },
+}
+
+impl From<Origin> for Client {
+    fn from(Origin { connection, peer }: Origin) -> Self {
+        match peer.process {
+            Some(_) => Self::Process(peer),
+            None => Self::Connection { user: peer.user, id: connection },
+        }
+    }
+}
+
+impl Sharer for Client {
+    fn user(self) -> Option<u32> {
+        match self {
+            Self::Process(Peer { user, .. }) | Self::Connection { user, .. } => user,
+        }
+    }
+}
+
+/// An active call: what can be taken away from it.
+#[derive(Debug, Default)]
+struct Active {
+    ended: CancellationToken,
+    /// None: the call has not been answered, or has ended.
+    answer: Mutex<Option<Answer>>,
+}
+
+impl Active {
+    /// It is being answered, unless it has been ended meanwhile.
+    fn begin(&self, answer: Answer) {
+        let mut begun = self.answer();
+        if !self.ended.is_cancelled() {
+            *begun = Some(answer);
+        }
+    }
+
+    /// Ends it. What it holds is freed at once, whether or not its client reads.
+    fn end(&self) {
+        self.ended.cancel();
+        let answer = self.answer().take();
+        drop(answer);
+    }
+
+    fn answer(&self) -> MutexGuard<'_, Option<Answer>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Admission {
@@ -103,7 +161,7 @@ impl Admission {
 
     /// How many calls of a kind are active.
     pub fn active(&self, call: Call) -> u32 {
-        self.slots[call as usize].lock().active
+        self.slots[call as usize].lock().count
     }
 
     /// How many calls of all kinds may be active.
@@ -120,7 +178,7 @@ impl Admission {
                 name: name.to_owned(),
                 setting: setting.to_owned(),
                 max: slot.max,
-                active: taken.active,
+                active: taken.count,
                 refused: taken.refused,
             }
         };
@@ -132,12 +190,12 @@ impl Admission {
         [("request_bytes_refused", self.requests.refused()), ("answer_bytes_refused", self.answers.refused())]
     }
 
-    /// A place for a call of a connection, if it may have one more.
-    fn admit(&self, path: &str, connection: ConnectionId) -> Result<TakenSlot, Status> {
+    /// A place for a call, if there is or can be made one.
+    fn admit(&self, path: &str, client: Client) -> Result<TakenSlot, Status> {
         let listed = Call::ALL.into_iter().find(|call| row(*call).2.contains(&path));
         let call = listed.unwrap_or(Call::Other);
-        self.slots[call as usize].take(connection)?;
-        Ok(TakenSlot { slots: Arc::clone(&self.slots), call, connection })
+        let (number, active) = self.slots[call as usize].take(client)?;
+        Ok(TakenSlot { slots: Arc::clone(&self.slots), call, client, number, active })
     }
 }
 
@@ -146,35 +204,26 @@ impl Slot {
         Self { call, max, taken: Mutex::default() }
     }
 
-    fn take(&self, connection: ConnectionId) -> Result<(), Status> {
+    fn take(&self, client: Client) -> Result<(u64, Arc<Active>), Status> {
         let mut taken = self.lock();
-        let free = self.max.saturating_sub(taken.active);
-        let held = taken.by_connection.get(&connection).copied().unwrap_or_default();
-        if held < free {
-            taken.active += 1;
-            taken.by_connection.insert(connection, held + 1);
-            return Ok(());
-        }
-        taken.refused += 1;
-        let (max, (name, setting, _)) = (self.max, row(self.call));
-        Err(Status::resource_exhausted(match free {
-            0 => format!("{max} {name} calls are active, the maximum; end one or raise {setting}"),
-            _ => format!(
-                "this connection has its share of {name} calls: {held} of {max}, and the {free} that are free are for others; end one \
-                 or raise {setting}"
-            ),
-        }))
-    }
-
-    fn give_back(&self, connection: ConnectionId) {
-        let mut taken = self.lock();
-        taken.active -= 1;
-        if let Some(held) = taken.by_connection.get_mut(&connection) {
-            *held -= 1;
-            if *held == 0 {
-                taken.by_connection.remove(&connection);
+        let mut ended = None;
+        if taken.count >= self.max {
+            taken.refused += 1;
+            let other = gives_way(taken.held(), client, KEPT);
+            ended = other.and_then(|other| taken.remove_newest(other));
+            if ended.is_none() {
+                let (max, (name, setting, _)) = (self.max, row(self.call));
+                return Err(Status::resource_exhausted(format!(
+                    "{max} {name} calls are active, the maximum, and no client has more than this one; end one or raise {setting}"
+                )));
             }
         }
+        let added = taken.add(client);
+        drop(taken);
+        if let Some(ended) = ended {
+            ended.end();
+        }
+        Ok(added)
     }
 
     /// Nothing that could panic runs while it is held.
@@ -183,17 +232,66 @@ impl Slot {
     }
 }
 
+impl Taken {
+    fn add(&mut self, client: Client) -> (u64, Arc<Active>) {
+        let active = Arc::<Active>::default();
+        (self.count, self.last) = (self.count + 1, self.last + 1);
+        self.active.entry(client).or_default().insert(self.last, Arc::clone(&active));
+        (self.last, active)
+    }
+
+    fn held(&self) -> impl Iterator<Item = Held<Client>> + Clone {
+        self.active.iter().map(|(client, calls)| Held {
+            by: *client,
+            count: calls.len(),
+            newest: calls.last_key_value().map_or(0, |(number, _)| *number),
+        })
+    }
+
+    fn remove_newest(&mut self, client: Client) -> Option<Arc<Active>> {
+        let number = *self.active.get(&client)?.last_key_value()?.0;
+        self.remove(client, number)
+    }
+
+    /// None: it was ended.
+    fn remove(&mut self, client: Client, number: u64) -> Option<Arc<Active>> {
+        let calls = self.active.get_mut(&client)?;
+        let call = calls.remove(&number)?;
+        if calls.is_empty() {
+            self.active.remove(&client);
+        }
+        self.count -= 1;
+        Some(call)
+    }
+}
+
 /// A slot, until this is gone.
 #[derive(Debug)]
 struct TakenSlot {
     slots: Arc<[Slot; Call::ALL.len()]>,
     call: Call,
-    connection: ConnectionId,
+    client: Client,
+    number: u64,
+    active: Arc<Active>,
+}
+
+impl TakenSlot {
+    fn slot(&self) -> &Slot {
+        &self.slots[self.call as usize]
+    }
+
+    /// Why it was ended.
+    fn given_up(&self) -> Status {
+        let (max, (name, setting, _)) = (self.slot().max, row(self.call));
+        Status::resource_exhausted(format!(
+            "another client calls {name}, {max} calls are the maximum, and this client has most of them; end some or raise {setting}"
+        ))
+    }
 }
 
 impl Drop for TakenSlot {
     fn drop(&mut self) {
-        self.slots[self.call as usize].give_back(self.connection);
+        self.slot().lock().remove(self.client, self.number);
     }
 }
 
@@ -227,59 +325,49 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let connection = request.extensions().get::<ConnectionId>().copied().unwrap_or_default();
-        match self.admission.admit(request.uri().path(), connection) {
-            Err(status) => Either::Left(ready(Ok(status.into_http()))),
-            Ok(slot) => {
-                let (head, body) = request.into_parts();
-                let (body, request) = Metered::wrap(body, self.admission.requests.open(connection));
-                let unread = self.admission.answers.open(connection);
-                let response = self.inner.call(http::Request::from_parts(head, body));
-                let held = |body| {
-                    let rest = Bytes::new();
-                    Held { body, rest, unread, _slot: slot, _request: request }
-                };
-                Either::Right(Box::pin(async move { Ok(response.await?.map(|body| Body::new(held(body)))) }))
+        let origin = request.extensions().get::<Origin>().copied().unwrap_or_default();
+        let slot = match self.admission.admit(request.uri().path(), origin.into()) {
+            Ok(slot) => slot,
+            Err(status) => return Either::Left(future::ready(Ok(status.into_http()))),
+        };
+        let (head, body) = request.into_parts();
+        let (body, request) = Metered::wrap(body, self.admission.requests.open(origin.connection));
+        let unread = self.admission.answers.open(origin.connection);
+        let response = self.inner.call(http::Request::from_parts(head, body));
+        Either::Right(Box::pin(async move {
+            let answered = slot.active.ended.run_until_cancelled(response).await;
+            match answered {
+                Some(response) => Ok(response?.map(|body| {
+                    let answer = Answer { body, rest: Bytes::new(), unread, _request: request };
+                    Body::new(Reading::new(slot, answer))
+                })),
+                None => Ok(slot.given_up().into_http()),
             }
-        }
+        }))
     }
 }
 
-/// A response body that holds a place in the table, and its request's bytes. What is large in it is handed out in pieces, as the client
-/// reads them: what it has not read is charged to its connection.
-struct Held {
+/// A response that is being read, with its request's bytes. What is large in it is handed out in pieces, as the client reads them: what
+/// it has not read is charged to its connection.
+#[derive(Debug)]
+struct Answer {
     body: Body,
     /// Of the frame that is being handed out.
     rest: Bytes,
     unread: Charge,
-    _slot: TakenSlot,
     _request: Arc<Charge>,
 }
 
-impl Held {
-    /// Ends the response because there is no room for what comes next.
-    fn refuse(&mut self, status: &Status) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        self.body = Body::empty();
-        let mut trailers = http::HeaderMap::new();
-        let added = status.add_header(&mut trailers);
-        Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))))
-    }
-}
-
-impl http_body::Body for Held {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+impl Answer {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if self.rest.is_empty() {
-            match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if data.len() > PIECE => {
                         if let Err(status) = self.unread.add(data.len()) {
-                            return self.refuse(&status);
+                            // There is no room for what comes next.
+                            self.body = Body::empty();
+                            return Poll::Ready(Some(trailers(&status)));
                         }
                         self.rest = data;
                     }
@@ -294,124 +382,60 @@ impl http_body::Body for Held {
         self.unread.give_back(length);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
+}
+
+fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = http::HeaderMap::new();
+    status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))
+}
+
+/// A response body that holds a place in the table.
+struct Reading {
+    slot: TakenSlot,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The client was sent why it was ended.
+    is_over: bool,
+}
+
+impl Reading {
+    fn new(slot: TakenSlot, answer: Answer) -> Self {
+        let ended = Box::pin(slot.active.ended.clone().cancelled_owned());
+        slot.active.begin(answer);
+        Self { slot, ended, is_over: false }
+    }
+}
+
+impl http_body::Body for Reading {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { slot, ended, is_over } = &mut *self;
+        if *is_over {
+            return Poll::Ready(None);
+        }
+        let is_ended = ended.as_mut().poll(context).is_ready();
+        if let Some(answer) = slot.active.answer().as_mut().filter(|_| !is_ended) {
+            return answer.poll_frame(context);
+        }
+        *is_over = true;
+        Poll::Ready(Some(trailers(&slot.given_up())))
+    }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        let is_read = |answer: &Answer| answer.rest.is_empty() && answer.body.is_end_stream();
+        self.is_over || self.slot.active.answer().as_ref().is_some_and(is_read)
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.rest.is_empty() { self.body.size_hint() } else { SizeHint::default() }
+        let answer = self.slot.active.answer();
+        let whole = answer.as_ref().filter(|answer| answer.rest.is_empty());
+        whole.map_or_else(SizeHint::default, |answer| answer.body.size_hint())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-
-    use http_body::Body as _;
-    use http_body_util::BodyExt as _;
-    use tonic::Code;
-    use tower::{ServiceExt as _, service_fn};
-
-    use super::*;
-
-    async fn call(
-        service: &(impl Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone),
-        path: &str,
-    ) -> http::Response<Body> {
-        let request = http::Request::builder().uri(path).body(Body::empty()).unwrap();
-        service.clone().oneshot(request).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn each_kind_has_its_own_limit_and_a_refusal_names_the_setting() {
-        let admission = Admission::new(MaxCalls::all(1));
-        let served = admission.layer(service_fn(async |_: http::Request<Body>| {
-            let body = http_body_util::Full::new(Bytes::from_static(b"response"));
-            Ok::<_, Infallible>(http::Response::new(Body::new(body)))
-        }));
-        let mut held = Vec::new();
-        for kind in Call::ALL {
-            let (name, setting, paths) = row(kind);
-            let path = paths.last().copied();
-            let path = path.unwrap_or("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
-            held.push(call(&served, path).await);
-            let refused = call(&served, path).await;
-            let status = Status::from_header_map(refused.headers()).unwrap();
-            assert_eq!(status.code(), Code::ResourceExhausted);
-            assert!(status.message().contains(setting), "{status}");
-            let row = &admission.limits()[kind as usize];
-            assert_eq!((&*row.name, row.max, row.active, row.refused), (name, 1, 1, 1));
-        }
-        // As long as the response has not been read, it counts.
-        held.clear();
-        assert!(Call::ALL.iter().all(|kind| admission.active(*kind) == 0));
-        let _other = call(&served, "/x").await;
-        let refused = call(&served, "/y").await;
-        assert!(Status::from_header_map(refused.headers()).is_some(), "all others together");
-    }
-
-    #[test]
-    fn one_connection_has_half_of_the_calls_of_a_kind_and_leaves_others_theirs() {
-        const MAX: u32 = 64;
-        let admission = Admission::new(MaxCalls::all(MAX));
-        let watch = row(Call::Watch).2[0];
-        let fill = |connection| -> (Vec<TakenSlot>, Status) {
-            let mut held = Vec::new();
-            loop {
-                match admission.admit(watch, ConnectionId(connection)) {
-                    Ok(place) => held.push(place),
-                    Err(refused) => return (held, refused),
-                }
-            }
-        };
-        let (first, refused) = fill(1);
-        assert_eq!(first.len() as u32, MAX / 2);
-        assert_eq!(refused.code(), Code::ResourceExhausted);
-        assert!(refused.message().contains("this connection has its share"), "{refused}");
-        assert!(refused.message().contains("api.max_watchers"), "{refused}");
-        let (second, _) = fill(2);
-        assert_eq!(second.len() as u32, MAX / 4);
-        assert!(admission.admit(watch, ConnectionId(3)).is_ok(), "whoever needs one has it");
-        let status = row(Call::Status).2[0];
-        assert!(admission.admit(status, ConnectionId(1)).is_ok(), "another kind");
-        let others: Vec<_> = (3..100).map(fill).collect();
-        assert_eq!(admission.active(Call::Watch), MAX);
-        let full = &others.last().unwrap().1;
-        assert!(full.message().starts_with("64 watch calls are active, the maximum"), "{full}");
-        drop((second, others));
-        assert_eq!(fill(2).0.len() as u32, MAX / 4, "what has ended is given back");
-        drop(first);
-        let slot = &admission.slots[Call::Watch as usize];
-        assert!(slot.lock().by_connection.is_empty() && slot.lock().active == 0);
-    }
-
-    #[tokio::test]
-    async fn an_answer_comes_in_pieces_and_unread_ones_are_bounded_by_connection() {
-        const LENGTH: usize = 30 << 20;
-        let admission = Admission::new(MaxCalls::all(1000));
-        let served = admission.layer(service_fn(async |_: http::Request<Body>| {
-            let body = http_body_util::Full::new(Bytes::from(vec![7; LENGTH]));
-            Ok::<_, Infallible>(http::Response::new(Body::new(body)))
-        }));
-        let begin = async |connection| {
-            let mut request = http::Request::new(Body::empty());
-            request.extensions_mut().insert(ConnectionId(connection));
-            let mut body = served.clone().oneshot(request).await.unwrap().into_body();
-            let first = body.frame().await.unwrap().unwrap();
-            (first, body)
-        };
-        let (first, one) = begin(1).await;
-        assert_eq!(first.into_data().unwrap().len(), PIECE);
-        let (refused, ended) = begin(1).await;
-        let refused = Status::from_header_map(refused.trailers_ref().unwrap()).unwrap();
-        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
-        assert!(ended.is_end_stream());
-        let (_, other) = begin(2).await;
-        assert_eq!(admission.bytes_refused(), [("request_bytes_refused", 0), ("answer_bytes_refused", 1)]);
-        let rest = one.collect().await.unwrap().to_bytes();
-        assert!(rest.len() == LENGTH - PIECE && rest.iter().all(|byte| *byte == 7));
-        drop(other);
-        assert!(begin(1).await.0.is_data(), "what was read is given back");
-    }
-}
+mod tests;

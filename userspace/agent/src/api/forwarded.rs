@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::Stream;
-use kwitness_service::{Beginning, Binding, BindingState, ConnectionCounters, ConnectionId};
+use kwitness_service::{Beginning, Binding, BindingState, ConnectionCounters, ConnectionId, Origin, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -134,10 +134,11 @@ struct Forwarded {
 }
 
 impl Connected for Forwarded {
-    type ConnectInfo = ConnectionId;
+    type ConnectInfo = Origin;
 
-    fn connect_info(&self) -> ConnectionId {
-        self.id
+    /// Whoever forwards says nothing of the client: each connection is one.
+    fn connect_info(&self) -> Origin {
+        Origin { connection: self.id, peer: Peer::default() }
     }
 }
 

@@ -63,70 +63,80 @@ pub const SETTINGS: &[Setting] = &[
         key: "api.max_watchers",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many `Watch` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many `Watch` calls may be active at a time. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::Watch, value),
     },
     Setting {
         key: "api.max_verify_calls",
         expects: CALLS,
         default: Some("1024"),
-        doc: "How many `Verify` calls may be active at a time. Waiting ones count. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many `Verify` calls may be active at a time. Waiting ones count. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::Verify, value),
     },
     Setting {
         key: "api.max_list_calls",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many `List` calls may be active at a time. A call counts until its client has read the answer. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many `List` calls may be active at a time. A call counts until its client has read the answer. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::List, value),
     },
     Setting {
         key: "api.max_status_calls",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many `Status` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many `Status` calls may be active at a time. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::Status, value),
     },
     Setting {
         key: "api.max_usage_watchers",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many `WatchUsage` calls (`kwitness top`) may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many `WatchUsage` calls (`kwitness top`) may be active at a time. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::WatchUsage, value),
     },
     Setting {
         key: "api.max_report_calls",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many `ReportCriRequests` and `ReportGuardEvents` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many `ReportCriRequests` and `ReportGuardEvents` calls may be active at a time. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::Report, value),
     },
     Setting {
         key: "api.max_health_checks",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many `grpc.health.v1.Health/Check` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many `grpc.health.v1.Health/Check` calls may be active at a time. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::HealthCheck, value),
     },
     Setting {
         key: "api.max_health_watchers",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many `grpc.health.v1.Health/Watch` calls may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many `grpc.health.v1.Health/Watch` calls may be active at a time. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::HealthWatch, value),
     },
     Setting {
         key: "api.max_cri_subscribers",
         expects: CALLS,
         default: Some("64"),
-        doc: "How many clients may subscribe to CRI container events at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many clients may subscribe to CRI container events at a time. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::ContainerEvents, value),
     },
     Setting {
         key: "api.max_other_calls",
         expects: CALLS,
         default: Some("256"),
-        doc: "How many calls of any other method, reflection among them, may be active at a time. One more is refused with RESOURCE_EXHAUSTED.",
+        doc: "How many calls of any other method, reflection among them, may be active at a time. \
+              For one more, the client with most gives one up, or it is refused: RESOURCE_EXHAUSTED.",
         apply: |config, value| set_calls(config, Call::Other, value),
     },
     Setting {

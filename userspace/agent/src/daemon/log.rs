@@ -1,9 +1,7 @@
 //! What the daemon logs of its probes when it starts.
 
-use std::path::Path;
-
 use crate::probe::capability::MEMORY_CHARGES;
-use crate::probe::pins::{Origin, found};
+use crate::probe::pins::Origin;
 use crate::probe::{Advised, Attached, Capabilities, Unpinned};
 
 /// The hook of each capability, or its absence.
@@ -41,7 +39,7 @@ pub(super) fn capabilities(capabilities: &Capabilities) {
 }
 
 /// What outlives the daemon, or why nothing does.
-pub(super) fn pins(attached: &Attached, directory: &Path) {
+pub(super) fn pins(attached: &Attached) {
     match &attached.pinned {
         Ok(set) => {
             let (set, origin) = (set.path().display(), set.origin());
@@ -55,13 +53,8 @@ pub(super) fn pins(attached: &Attached, directory: &Path) {
                 }
             }
         }
-        Err(Unpinned::Off) => {
-            for (name, _) in found(directory).unwrap_or_default() {
-                let set = directory.join(name);
-                let remedy = "kwitness uninstall-pins";
-                tracing::warn!(set = %set.display(), remedy, "programs of an earlier daemon are still attached and not read");
-            }
-        }
+        // As configured.
+        Err(Unpinned::Off) => {}
         Err(error) => {
             let error = Advised::from(error).to_string();
             tracing::warn!(

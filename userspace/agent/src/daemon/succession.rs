@@ -15,7 +15,7 @@ use std::pin::pin;
 use std::thread;
 
 use anyhow::Context as _;
-use kwitness_service::{InstanceLock, Role, Signal, Signals, Standby};
+use kwitness_service::{InstanceLock, LockError, Role, Signal, Signals, Standby};
 use tokio::sync::{Notify, oneshot};
 
 use super::{ledger, lock_file};
@@ -42,10 +42,12 @@ pub(super) enum Turn {
     Stopped(Option<InstanceLock>),
 }
 
-/// Takes the lock at that socket; a standby waits for it while another daemon has it, until it is signalled to stop.
+/// Takes the lock at that socket; a standby waits for it while another daemon has it, until it is signalled to stop. That it is one, its
+/// probes say after `rehearse`: a rollout that sees it ready ends the other daemon.
 pub(super) async fn take_turn(
     socket: &Path,
     is_standby: bool,
+    rehearse: impl FnOnce() -> anyhow::Result<()>,
     stop_signal: impl Future<Output = ()>,
     metrics: &Metrics,
 ) -> anyhow::Result<Turn> {
@@ -54,11 +56,15 @@ pub(super) async fn take_turn(
         return Ok(Turn::Taken(InstanceLock::acquire(&path)?));
     }
     let mut stop_signal = pin!(stop_signal);
+    let mut rehearse = Some(rehearse);
     loop {
         let standby = match InstanceLock::acquire_or_stand_by(&path)? {
             Role::Instance(lock) => return Ok(Turn::Taken(lock)),
             Role::Standby(standby) => standby,
         };
+        if let Some(rehearse) = rehearse.take() {
+            rehearse().context("another daemon runs, and this one could not take over from it")?;
+        }
         metrics.reached(Stage::Standby);
         tracing::info!(running = standby.holder(), "standby: another daemon runs; taking over when it ends");
         let ended = ended(&standby).context("cannot wait for the other daemon's end")?;
@@ -125,16 +131,22 @@ pub(super) fn end(config: &Config, lock: InstanceLock, unpin: Unpin) -> anyhow::
     pins.and(ledger.map(drop))
 }
 
-/// Removes what daemons with this configuration left for the next one: what is pinned, and the ledger; their paths.
+/// Removes what daemons with this configuration left for the next one: what is pinned, and the ledger; their paths. The ledger of a daemon
+/// that runs with other pins stays.
 ///
 /// # Errors
-/// A daemon runs, or something cannot be removed.
+/// A daemon runs with these, or something cannot be removed.
 pub fn uninstall(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
     let mut removed = remove_pins(config)?;
     if ledger(config).directory.exists() {
-        let lock = InstanceLock::acquire(&lock_file(&config.socket))?;
-        removed.extend(remove_ledger(config)?);
-        lock.remove().context("cannot remove the lock file")?;
+        match InstanceLock::acquire(&lock_file(&config.socket)) {
+            Ok(lock) => {
+                removed.extend(remove_ledger(config)?);
+                lock.remove().context("cannot remove the lock file")?;
+            }
+            Err(LockError::AlreadyRunning { .. }) if !removed.is_empty() => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(removed)
 }

@@ -7,7 +7,7 @@ use std::io;
 
 use kwitness_core::model::KernelTime;
 
-use super::ledger::{Before, Ledger, MemoryOf, Place, Series};
+use super::ledger::{Before, Ledger, MemoryOf, Place};
 use super::{Engine, Probe};
 use crate::clock::Clock;
 
@@ -89,7 +89,7 @@ impl<P: Probe> Engine<P> {
 
     fn turn_after(&mut self, before: Before) {
         let Some(mut ledger) = self.ledger.take() else { return };
-        match ledger.turn(self.writer.position(), &self.memory(), before) {
+        match ledger.turn(self.writer.position(), &self.memory(), before, &self.writer) {
             Ok(()) => self.ledger = Some(ledger),
             Err(error) => self.unkept = Some(Unkept::given_up(ledger, &error)),
         }
@@ -107,7 +107,7 @@ impl<P: Probe> Engine<P> {
         let Some(Unkept { place, .. }) = self.unkept.take_if(|unkept| unkept.is_due(clock.now())) else {
             return;
         };
-        match place.clone().begin(self.writer.position(), &self.memory(), Series::New) {
+        match place.clone().begin(self.writer.position(), &self.memory(), &self.writer) {
             Ok(ledger) => {
                 tracing::info!(path = %place.directory.display(), "recovered: what is observed is kept again");
                 self.ledger = Some(ledger);

@@ -1,17 +1,19 @@
 //! The ledger: what the engine took in, in files that survive the process, so that the next one goes on where it ended.
 //!
 //! ```text
-//!  DIRECTORY/0000000000000007     a segment: a state, then everything that was taken in after it
-//!  DIRECTORY/0000000000000008     the next: the state at which the first ended, and so on
+//!  DIRECTORY/0000000000000007     a base: a state, the journal, then everything that was taken in after it
+//!  DIRECTORY/0000000000000008     a segment: the state at which the base ended, and so on
+//!  DIRECTORY/000000000000000a     the next base: those before are removed
 //!
 //!  record ──▶ ledger ──▶ consumed in the kernel's ring        a record that is in both is the last one here
 //!  report of a limit ──▶ ledger ──▶ desired limits
 //!  observation ──▶ ledger ──▶ node ──▶ events ──▶ ledger: published ──▶ clients
 //! ```
 //!
-//! Events are not kept: they follow from what was taken in ([`kwitness_core`] replays to the same events), with the same numbers
-//! and times. Each publication says which number its last event has; if the replay comes to another, as it may in another
-//! release, the ledger is refused.
+//! Events since the base are not kept: they follow from what was taken in ([`kwitness_core`] replays to the same events), with the same
+//! numbers and times. Each publication says which number its last event has; if the replay comes to another, as it may in another
+//! release, the ledger is refused. Those before are in the base as far as the journal still had them ([`crate::hub::Kept`]), so that the
+//! next daemon's journal has what this one's would: each container's share, whatever others have done.
 //!
 //! What a segment has no room for is not in it: the next one's state has what followed, and the replay goes on from that.
 //!
@@ -19,9 +21,10 @@
 //! an entry is there whole or not at all. That needs no fsync(2): the files outlive the process, not the machine's boot.
 //!
 //! What is left of a ledger that is removed, or cannot be, is never gone on with as if it were all: the oldest segment goes first, a
-//! ledger that is given up says so, and one that is begun anew leaves a number out.
+//! ledger that is given up says so.
 //!
-//! Bounded: when the segments together have more bytes than allowed, the oldest goes; while one is begun, it comes on top.
+//! Bounded: before there is no room for a base beside the segments, one is begun in place of the next segment, and they are removed. Its
+//! number leaves one out, so that those before are of no account if the process ends meanwhile.
 //!
 //! Owns the files: begins, fills, bounds and removes them. Never decides what follows from an observation.
 
@@ -33,7 +36,6 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
@@ -48,6 +50,7 @@ use serde::Serialize;
 
 use super::DRAIN_BUDGET;
 use crate::clock::{self, Clock};
+use crate::hub::{Kept, Writer};
 use crate::private;
 use crate::probe::mapped::MappedFile;
 use crate::reported::LimitReport;
@@ -63,6 +66,10 @@ pub(crate) use replay::History;
 
 /// A segment has at least so many bytes.
 const SEGMENT: usize = 8 << 20;
+/// A base may have at least so many bytes of the journal.
+const JOURNAL_MIN: usize = SEGMENT / 4;
+/// How far the number of a base is from the one before.
+const BASE_STEP: u64 = 2;
 /// Room that is there when the rings are drained.
 const DRAIN_ROOM: usize = 1 << 20;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -78,21 +85,12 @@ const _: () = {
     }
 };
 
-/// Whether a ledger goes on with the segments that there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Series {
-    /// The first segment has what follows from those before.
-    Continued,
-    /// Those before are of no account.
-    New,
-}
-
 /// Where the ledger is, and how much of it is kept.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     /// A directory of the daemon's own, in memory (`/run`).
     pub(crate) directory: PathBuf,
-    /// Bytes of all segments together; a single one may have more.
+    /// Bytes of all segments together, and one more may be begun; a base alone may have more.
     pub(crate) bytes: usize,
     /// How much the node remembers.
     pub(crate) bounds: Bounds,
@@ -106,43 +104,42 @@ pub(crate) struct Ledger {
     used: usize,
     number: u64,
     boot: String,
-    /// The earlier segments' numbers and sizes.
-    earlier: VecDeque<(u64, usize)>,
+    /// The numbers of the segments before, and their bytes.
+    earlier: Vec<u64>,
+    earlier_bytes: usize,
 }
 
 impl Place {
-    /// Begins a segment after those that there are. If it cannot, there is none that could be gone on with.
+    /// Begins a ledger with all that is known; what is there already is removed. If it cannot, there is none that could be gone on with.
     pub(super) fn begin(
         self,
         position: Position,
         memory: &MemoryOf<'_>,
-        series: Series,
+        journal: &Writer,
     ) -> io::Result<Ledger> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
         if let Some(foreign) = private::foreign(&self.directory)? {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, foreign));
         }
-        let mut earlier = VecDeque::new();
-        for number in numbers(&self.directory)? {
-            let size = fs::metadata(self.segment(number))?.len();
-            earlier.push_back((number, usize::try_from(size).map_err(io::Error::other)?));
-        }
-        let step = match series {
-            Series::Continued => 1,
-            Series::New => 2,
-        };
-        let number = earlier.back().map_or(Some(1), |(last, _)| last.checked_add(step));
+        let earlier = numbers(&self.directory)?;
+        let number = earlier.last().map_or(Some(1), |last| last.checked_add(BASE_STEP));
         let number = number.ok_or(io::ErrorKind::FileTooLarge)?;
         let boot = fs::read_to_string(BOOT_ID)?;
-        let (file, used) = make(&self, number, &boot, position, memory, Before::Whole)?;
-        let mut ledger = Ledger { place: self, file, used, number, boot, earlier };
-        match ledger.bound() {
+        let kept = Some(journal.kept(self.journal_bytes(), ENTRY_HEAD));
+        let (file, used) = make(&self, number, &boot, position, memory, Before::Whole, kept)?;
+        let mut ledger = Ledger { place: self, file, used, number, boot, earlier, earlier_bytes: 0 };
+        match ledger.forget_earlier() {
             Ok(()) => Ok(ledger),
             Err(error) => {
                 ledger.give_up();
                 Err(error)
             }
         }
+    }
+
+    /// Bytes of the journal in a base, at most: so that there is room for two of them.
+    fn journal_bytes(&self) -> usize {
+        (self.bytes / 8 * 3).clamp(JOURNAL_MIN, SEGMENT_MAX / 2)
     }
 
     /// Removes all of it; whether there was anything.
@@ -184,28 +181,31 @@ impl Ledger {
         self.file.size() - self.used < DRAIN_ROOM
     }
 
-    /// Begins the next segment.
+    /// Begins the next segment: a base, if there would be no room for one later.
     pub(super) fn turn(
         &mut self,
         position: Position,
         memory: &MemoryOf<'_>,
         before: Before,
+        journal: &Writer,
     ) -> io::Result<()> {
-        let next = self.number + 1;
-        let (file, used) = make(&self.place, next, &self.boot, position, memory, before)?;
-        self.earlier.push_back((self.number, self.file.size()));
+        let max = self.place.journal_bytes();
+        let base = self.file.size() + journal.kept_bytes().min(max);
+        let is_base = self.earlier_bytes + self.file.size() + base > self.place.bytes;
+        let kept = is_base.then(|| journal.kept(max, ENTRY_HEAD));
+        let next = self.number + if is_base { BASE_STEP } else { 1 };
+        let (file, used) = make(&self.place, next, &self.boot, position, memory, before, kept)?;
+        self.earlier.push(self.number);
+        self.earlier_bytes += self.file.size();
         (self.file, self.used, self.number) = (file, used, next);
-        self.bound()
+        if is_base { self.forget_earlier() } else { Ok(()) }
     }
 
-    fn bound(&mut self) -> io::Result<()> {
-        let size = |earlier: &VecDeque<(u64, usize)>| earlier.iter().map(|(_, size)| size).sum::<usize>();
-        while size(&self.earlier) + self.file.size() > self.place.bytes
-            && let Some((oldest, _)) = self.earlier.pop_front()
-        {
-            is_removed(fs::remove_file(self.place.segment(oldest)))?;
-        }
-        Ok(())
+    fn forget_earlier(&mut self) -> io::Result<()> {
+        self.earlier_bytes = 0;
+        self.earlier
+            .drain(..)
+            .try_for_each(|number| is_removed(fs::remove_file(self.place.segment(number))).map(drop))
     }
 
     /// A record, before it is consumed.
@@ -270,11 +270,13 @@ fn make(
     position: Position,
     memory: &MemoryOf<'_>,
     before: Before,
+    journal: Option<Kept<'_>>,
 ) -> io::Result<(MappedFile, usize)> {
     let head = Head {
         boot: boot.to_owned(),
         bounds: place.bounds.clone(),
         position,
+        journal_after: journal.as_ref().map(Kept::after),
         made: Clock::read().now(),
         clock: clock::History::get(),
         last_record: memory.last_record.map(<[u8]>::to_owned),
@@ -288,6 +290,7 @@ fn make(
     let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
     // As much again as the state has, so that states are the smaller part of what is written.
     let bytes = SEGMENT.max(2 * (head.len() + state.len()) + 2 * DRAIN_ROOM);
+    let bytes = bytes + journal.as_ref().map_or(0, Kept::bytes);
     if bytes > SEGMENT_MAX {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
@@ -297,7 +300,17 @@ fn make(
     file.write(0, &MAGIC);
     let used = append(&mut file, ENTRIES, Tag::Head, &head);
     let used = used.and_then(|used| append(&mut file, used, Tag::State, &state));
-    let used = used.ok_or(io::ErrorKind::FileTooLarge)?;
+    let mut used = used.ok_or(io::ErrorKind::FileTooLarge)?;
+    let mut put = |row: &[u8]| match append(&mut file, used, Tag::Journal, row) {
+        Some(after) => {
+            used = after;
+            true
+        }
+        None => false,
+    };
+    if !journal.is_none_or(|journal| journal.write(&mut put)) {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
     file.publish(COMMITTED, used as u64);
     fs::rename(path, named)?;
     Ok((file, used))

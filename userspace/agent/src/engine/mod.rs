@@ -40,6 +40,7 @@ pub use handle::{Handle, Report, Snapshot, Stopped};
 pub use judge_queue::JudgeQueue;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,6 +128,8 @@ pub(crate) struct Engine<P: Probe> {
     losses: Losses,
     suppressed: SuppressedWrites,
     outside: Outside,
+    /// Where programs are pinned that no daemon reads.
+    unread_pins: Vec<PathBuf>,
     /// What could not be done at the last look.
     problems: Vec<Problem>,
     /// Why the last scan failed.

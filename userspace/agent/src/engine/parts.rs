@@ -3,7 +3,7 @@
 //! Decides what of the kernel's counters is accounted for at the start. Never takes a record.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -13,7 +13,7 @@ use kwitness_core::seam::Seam;
 use tokio::sync::mpsc;
 
 use super::keeping::Unkept;
-use super::ledger::{Memory, Place, Series};
+use super::ledger::{Memory, Place};
 use super::loss_owners::LossOwners;
 use super::losses::{Losses, Seen};
 use super::outside::Outside;
@@ -41,6 +41,8 @@ pub(crate) struct Parts<P> {
     pub(crate) scans: Scans,
     /// Who looks for containers outside of all roots.
     pub(crate) outside: Outside,
+    /// Where programs are pinned that no daemon reads.
+    pub(crate) unread_pins: Vec<PathBuf>,
     /// Where events go.
     pub(crate) writer: Writer,
     /// Resolves names.
@@ -72,6 +74,7 @@ impl<P: Probe> Engine<P> {
             place,
             scans,
             outside,
+            unread_pins,
             writer,
             resolver,
             reader,
@@ -142,6 +145,7 @@ impl<P: Probe> Engine<P> {
             scans,
             suppressed: seen.suppressed(),
             outside,
+            unread_pins,
             problems: Vec::new(),
             scan_error: None,
             recorder: record.map(Recorder::create).transpose()?,
@@ -158,8 +162,7 @@ impl<P: Probe> Engine<P> {
             ready: None,
         };
         if let Some(place) = place {
-            let series = if engine.resumes.is_some() { Series::Continued } else { Series::New };
-            match place.clone().begin(engine.writer.position(), &engine.memory(), series) {
+            match place.clone().begin(engine.writer.position(), &engine.memory(), &engine.writer) {
                 Ok(ledger) => engine.ledger = Some(ledger),
                 Err(error) => {
                     // What stayed would be gone on with by the next daemon, which would miss all that this one takes from the rings.

@@ -54,7 +54,7 @@ impl Past {
         let Some(history) = place.as_ref().and_then(|place| place.read().unwrap()) else {
             return Self { place, ..Self::none() };
         };
-        let (hub, mut writer) = Hub::resumed(history.position().clone(), history.made(), capacity());
+        let (hub, mut writer) = Hub::resumed(history.position(), history.made(), capacity());
         let memory = history.replay(&mut writer).unwrap();
         let resumes = Some(Resumes { unrecorded: Vec::new(), same_maps: true });
         Self { hub, writer, memory, resumes, place }
@@ -109,6 +109,7 @@ fn parts<P: Probe>(
         place,
         scans: Scans::by(scan),
         outside: Outside::by(|_| Ok(BTreeMap::new())),
+        unread_pins: Vec::new(),
         writer,
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
         reader: LimitReader::start(CgroupFs::at(tree.path()), 1000, answer).unwrap(),

@@ -16,6 +16,7 @@ mod entry;
 mod fairness;
 mod filter;
 mod holdings;
+mod kept;
 mod names;
 mod reader;
 mod subject;
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 
 pub use batch::{Batch, BatchCodec};
 pub(crate) use filter::{scope_of, selects};
+pub(crate) use kept::Kept;
 pub use kwitness_api::filter::Filter;
 pub use reader::{JournalEvent, JournalReader};
 pub use watcher::{Start, Watcher};

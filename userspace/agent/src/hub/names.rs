@@ -42,6 +42,12 @@ impl Gone {
         let most = (self.last + 1).checked_sub(first).filter(|most| *most > 0)?;
         Some(Self { first, count: self.count.min(most), ..self })
     }
+
+    /// Those and others.
+    pub(super) fn and(self, other: Self) -> Self {
+        let (first, last) = (self.first.min(other.first), self.last.max(other.last));
+        Self { first, last, count: self.count + other.count }
+    }
 }
 
 impl Names {
@@ -76,6 +82,13 @@ impl Names {
     pub(super) fn gives_up(&self, of: CgroupId) -> Option<u64> {
         let events = &self.0.get(&of)?.events;
         events.front().copied().filter(|_| events.len() > 1)
+    }
+
+    /// Events of a container had left an earlier window, before those that it has in this one.
+    pub(super) fn had_left(&mut self, of: CgroupId, earlier: Gone) {
+        let Some(named) = self.0.get_mut(&of) else { return };
+        let gone = named.gone.get_or_insert(Gone { count: 0, ..earlier });
+        *gone = gone.and(earlier);
     }
 
     /// What has left the window of a container's events.

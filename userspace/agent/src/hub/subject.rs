@@ -31,6 +31,11 @@ impl EncodedSubject {
         Self { subject: without_labels(subject), bytes, entries: AtomicUsize::new(0) }
     }
 
+    /// As another one was written: its subject, and its bytes.
+    pub(super) fn restored(subject: Arc<Subject>, bytes: &[u8]) -> Self {
+        Self { subject, bytes: bytes.into(), entries: AtomicUsize::new(0) }
+    }
+
     /// As a message of its own.
     pub(super) fn container(&self) -> Option<proto::Container> {
         proto::Event::decode(&*self.bytes).unwrap_or_default().container

@@ -18,7 +18,7 @@ use std::hash::Hash;
 use std::num::NonZeroUsize;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use kwitness_core::journal::{Cursor, Epoch, Journal, Missed, Piece, Position};
+use kwitness_core::journal::{Cursor, Epoch, GivenUp, Journal, Missed, Piece, Position};
 use tokio::sync::watch;
 
 use super::holdings::Holdings;
@@ -142,6 +142,19 @@ impl<T: Item> Window<T> {
             inner.journal.last_seq()
         };
         self.last.send_if_modified(|known| std::mem::replace(known, last) != last);
+    }
+
+    /// Goes on after items that an earlier window gave up. False if they do not follow the newest one.
+    pub fn skip(&self, given_up: GivenUp<T::Owner>) -> bool {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let follows = inner.journal.skip(given_up);
+        self.last.send_replace(inner.journal.last_seq());
+        follows
+    }
+
+    /// Changes what is known beside the items.
+    pub fn amend(&self, amend: impl FnOnce(&mut T::Index)) {
+        amend(&mut self.inner.write().unwrap_or_else(PoisonError::into_inner).index);
     }
 
     /// Forgets every item. Numbers go on.

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use kwitness_core::journal::Position;
 use kwitness_core::model::{Event, KernelTime, Subject};
 use prost::Message as _;
 
 use super::Hub;
 use super::entry::{Entry, NonContainerScope};
+use super::kept::{Kept, Restoring};
 use super::subject::EncodedSubject;
 use crate::clock::Clock;
 use crate::wire::convert;
@@ -53,12 +54,46 @@ impl Writer {
         }
     }
 
+    /// The journal for the next daemon: as much of it as fits into so many bytes, with so many more for each row.
+    pub(crate) fn kept(&self, max: usize, row: usize) -> Kept<'_> {
+        Kept::of(&self.hub, max, row)
+    }
+
+    /// At least what [`Self::kept`] needs for all of it.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.hub.window.usage().bytes
+    }
+
+    /// Puts back what an earlier daemon's journal held after this one's place.
+    pub(crate) fn restoring(&mut self) -> Restoring<'_> {
+        Restoring::new(self)
+    }
+
+    pub(super) fn restore(&mut self, entry: Entry) {
+        self.latest = self.latest.max(entry.at);
+        self.hub.window.append([entry]);
+    }
+
+    /// An entry's body, as it was written.
+    pub(super) fn body(&mut self, bytes: &[u8]) -> Bytes {
+        self.make_room(bytes.len());
+        self.block.extend_from_slice(bytes);
+        self.block.split().freeze()
+    }
+
+    fn make_room(&mut self, bytes: usize) {
+        if self.block.capacity() < bytes {
+            self.block = BytesMut::with_capacity(BLOCK.max(bytes));
+        }
+    }
+
+    pub(super) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
     fn encode(&mut self, event: &Event, clock: Clock) -> Entry {
         let (kind, message) = convert::event(event, clock);
-        let length = message.encoded_len();
-        if self.block.capacity() < length {
-            self.block = BytesMut::with_capacity(BLOCK.max(length));
-        }
+        self.make_room(message.encoded_len());
         message.encode(&mut self.block).expect("a BytesMut grows");
         let latest_before = self.latest;
         self.latest = latest_before.max(event.at);

@@ -234,6 +234,17 @@ pub fn check_process() -> Result<()> {
     Ok(())
 }
 
+/// Whether this kernel loads the programs, the verifier included: they are loaded as [`Loaded::load`] does, and given up. Nothing is
+/// attached or pinned, so that no running daemon is disturbed.
+pub fn check_loads(settings: &Settings) -> Result<()> {
+    let Loaded { mut ebpf, chooser, choices, .. } = Loaded::open(settings, Err(Unpinned::Off))?;
+    for mut choice in choices {
+        choice.advance(&mut ebpf, &chooser);
+        choice.accept()?;
+    }
+    Ok(())
+}
+
 /// Reports what this kernel offers, by loading and attaching everything for a moment. Needs no lock: it disturbs no
 /// running daemon. What prevents every program (no BTF, no memory for a map) is one error; what prevents a single hook is
 /// in its capability's refusals.

@@ -38,7 +38,7 @@ mod tracker;
 pub use self::{
     error::{Advised, ProbeError, Result, error_chain},
     handover::Overlap,
-    loader::{Attached, Loaded, check_process, kernel_layout, survey},
+    loader::{Attached, Loaded, check_loads, check_process, kernel_layout, survey},
     object::OBJECT,
     pace::{Drained, ReaderWaits},
     pins::Unpinned,

@@ -20,7 +20,8 @@
 //! it is.
 //!
 //! A set is a directory, named after its records and its layout: whatever makes maps or programs of two daemons different. Their
-//! directory has nothing else in it, and is the daemon's user's alone, for a BPF file system lets every user make directories.
+//! directory has nothing else in it, and is the daemon's user's alone, for a BPF file system lets every user make directories. What
+//! no daemon can use stays attached, and is found (module `unread`).
 //!
 //! ```text
 //!  DIRECTORY/                     locked by the daemon that uses it
@@ -36,6 +37,7 @@ mod error;
 mod layout;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use std::{
     ffi::CString,
@@ -71,6 +73,7 @@ use crate::private;
 use error::failed;
 pub use error::{Flaw, Unpinned};
 use layout::{is_layout, layout};
+pub use unread::{is_unread, unread};
 
 /// Every map that programs share. Those of aya (`.rodata`, the log's ring) belong to one load.
 pub(super) const MAPS: [&str; 20] = [
@@ -116,6 +119,8 @@ const MODE: u32 = 0o700;
 /// How long the kernel may take to detach a program: a grace period, and a turn of a work queue.
 const DETACHED: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(1);
+/// How long another process may have the lock that only looks whether a daemon has it.
+const LOOKED_AT: Duration = Duration::from_millis(200);
 
 /// Where the kernel side is pinned, locked for this process.
 #[derive(Debug)]
@@ -162,11 +167,18 @@ impl Pins {
         if let Some(foreign) = private::foreign(directory).map_err(|source| failed(directory, source))? {
             return Err(Unpinned::Foreign { directory: directory.to_owned(), foreign });
         }
-        let file = File::open(directory).map_err(|source| failed(directory, source))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { directory: directory.to_owned(), lock }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(Unpinned::InUse { directory: directory.to_owned() }),
-            Err((_, errno)) => Err(failed(directory, errno.into())),
+        let mut file = File::open(directory).map_err(|source| failed(directory, source))?;
+        let deadline = Instant::now() + LOOKED_AT;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self { directory: directory.to_owned(), lock }),
+                Err((file, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(Unpinned::InUse { directory: directory.to_owned() });
+                }
+                Err((_, errno)) => return Err(failed(directory, errno.into())),
+            };
+            thread::sleep(LOOK);
         }
     }
 
@@ -203,11 +215,13 @@ impl Pins {
         Ok(Set { paths: Paths(path), origin, is_complete: is_adopted, old, _lock: self.lock })
     }
 
-    /// Removes every set, and the directory; the names of what was removed.
+    /// Removes every set, and the directory if there is nothing else in it; the names of what was removed.
     pub fn uninstall(self) -> Result<Vec<String>, Unpinned> {
-        let found = sets(&self.directory)?;
+        let (found, others) = entries(&self.directory)?;
         found.iter().try_for_each(|set| remove(set))?;
-        fs::remove_dir(&self.directory).map_err(|source| failed(&self.directory, source))?;
+        if others.is_empty() {
+            fs::remove_dir(&self.directory).map_err(|source| failed(&self.directory, source))?;
+        }
         Ok(found.iter().map(|set| name(set)).collect())
     }
 }
@@ -371,6 +385,15 @@ pub(super) fn object(path: &Path) -> io::Result<OwnedFd> {
 
 /// The sets in `directory`, sorted; an error if anything else is there.
 fn sets(directory: &Path) -> Result<Vec<PathBuf>, Unpinned> {
+    let (sets, others) = entries(directory)?;
+    match others.into_iter().next() {
+        Some(path) => Err(Unpinned::NotOurs { path }),
+        None => Ok(sets),
+    }
+}
+
+/// The sets in `directory`, and what else is there; sorted.
+fn entries(directory: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Unpinned> {
     let read = || -> io::Result<Vec<PathBuf>> {
         let mut found =
             fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
@@ -378,10 +401,7 @@ fn sets(directory: &Path) -> Result<Vec<PathBuf>, Unpinned> {
         Ok(found)
     };
     let found = read().map_err(|source| failed(directory, source))?;
-    match found.iter().find(|path| !path.file_name().is_some_and(is_layout)) {
-        Some(other) => Err(Unpinned::NotOurs { path: other.clone() }),
-        None => Ok(found),
-    }
+    Ok(found.into_iter().partition(|path| path.file_name().is_some_and(is_layout)))
 }
 
 fn is_there(directory: &Path) -> Result<bool, Unpinned> {

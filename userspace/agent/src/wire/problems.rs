@@ -1,6 +1,7 @@
 //! What cannot be done at present, in words.
 
 use kwitness_api::proto;
+use kwitness_api::text::escape;
 use kwitness_core::cgroup_path::shortened;
 use kwitness_core::model::{ContainerId, Problem, UnreadableCgroup};
 use kwitness_service::BindingState;
@@ -56,6 +57,17 @@ pub fn problem(problem: &Problem) -> proto::Problem {
             ),
             remedy: "see the log; it is tried again".to_owned(),
         },
+        Problem::UnreadPrograms { directory } => {
+            let directory = escape(directory);
+            proto::Problem {
+                name: "unread_programs".to_owned(),
+                found: format!(
+                    "programs of an earlier daemon are attached, pinned in {directory}: no daemon reads them, and the kernel runs them \
+                     for every event"
+                ),
+                remedy: format!("kwitness uninstall-pins --set kernel.pin_directory={directory}"),
+            }
+        }
         Problem::LimitWritesUnread { error } => proto::Problem {
             name: "limit_writes_unread".to_owned(),
             found: format!("the notices of limit writes cannot be read, and some are lost: {error}"),

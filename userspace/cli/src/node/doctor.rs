@@ -131,6 +131,7 @@ async fn examine(config: &Config, socket: OsString) -> Report {
         Err(error) => {
             report.checks.extend([runtime::found(&config.runtime), statistics()]);
             report.checks.extend(outside_roots(config).await);
+            report.checks.extend(unread_programs(config));
             let remedy = match error {
                 Error::PermissionDenied { .. } => "run with sudo, or join the group of its socket",
                 _ => "start it with `kwitness daemon`",
@@ -279,6 +280,17 @@ fn pinned(config: &Config) -> Finding {
         false => "kernel.pin is \"off\": while no daemon runs, nothing is recorded".to_owned(),
     };
     Finding::good(NAME, format!("{kept}; {outage}"))
+}
+
+/// Pinned programs that no daemon reads, nor the next one with this configuration.
+fn unread_programs(config: &Config) -> impl Iterator<Item = Finding> {
+    let directory = &config.pin_directory;
+    let goes_on = config.pin && pins::found(directory).is_ok();
+    let unread = pins::unread(directory).into_iter().filter(move |other| !goes_on || other != directory);
+    unread.map(|other| {
+        let directory = other.to_string_lossy().into();
+        Finding::from(problem(&Problem::UnreadPrograms { directory }))
+    })
 }
 
 /// The containers that a daemon with this configuration would not see; none: there are none, or that cannot be found out.

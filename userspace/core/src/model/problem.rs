@@ -32,6 +32,11 @@ pub enum Problem {
         /// Why it cannot be found out.
         error: Arc<str>,
     },
+    /// Programs of an earlier daemon are attached, and no daemon reads what they record.
+    UnreadPrograms {
+        /// The directory in which they are pinned.
+        directory: Arc<str>,
+    },
     /// What fanotify has to say of limit writes cannot be read: some are lost.
     LimitWritesUnread {
         /// Why not.

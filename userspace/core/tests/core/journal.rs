@@ -228,6 +228,21 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+#[test]
+fn what_was_given_up_elsewhere_is_gone_on_after() {
+    let mut journal = Numbers::resumed(at("e1", 5), NonZeroUsize::new(4).expect("not zero"));
+    let elsewhere = |first, last, of| GivenUp { first, last, of };
+    assert!(!journal.skip(elsewhere(7, 8, vec![(Some('a'), 2)])), "it does not follow");
+    assert!(!journal.skip(elsewhere(6, 5, vec![])), "it ends before it begins");
+    assert!(journal.skip(elsewhere(6, 7, vec![(Some('a'), 2)])));
+    assert!(journal.skip(elsewhere(8, 8, vec![(Some('b'), 1)])));
+    assert_eq!((journal.push(1), journal.first_seq(), journal.len()), (9, 6, 1));
+    assert!(journal.skip(elsewhere(10, 10, vec![(None, 1)])));
+    let pieces: Vec<_> = journal.after(journal.start()).collect();
+    let unnamed = Piece::GivenUp(elsewhere(10, 10, vec![(None, 1)]));
+    assert_eq!(pieces, [given_up(6, 8, [('a', 2), ('b', 1)]), Piece::Item(9, &1), unnamed]);
+}
+
 proptest! {
     /// Each reader gets every number after the one it joined at, or learns that it missed it, once, in order.
     #[test]

@@ -39,6 +39,29 @@ async fn a_forwarded_port_answers_and_takes_nothing_in() {
 }
 
 #[tokio::test]
+async fn of_forwarded_connections_the_one_with_most_streams_gives_one_up() {
+    let served = Served::start().await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", served.forwarded)).unwrap();
+    let client = async || KwitnessClient::new(endpoint.connect().await.unwrap());
+    let watch = async |client: &mut KwitnessClient<Channel>| {
+        client.watch(proto::WatchRequest::default()).await.map(tonic::Response::into_inner)
+    };
+    let (mut many, mut other) = (client().await, client().await);
+    let [mut first, mut second] = [watch(&mut many).await.unwrap(), watch(&mut many).await.unwrap()];
+    assert_eq!(watch(&mut many).await.unwrap_err().code(), Code::ResourceExhausted);
+    let mut others = watch(&mut other).await.unwrap();
+    next(&mut first).await;
+    next(&mut others).await;
+    let ended = async {
+        while second.message().await?.is_some() {}
+        Ok::<_, tonic::Status>(())
+    };
+    let ended = timeout(SOON, ended).await.unwrap().unwrap_err();
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    assert!(ended.message().contains("another client calls watch"), "{ended}");
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_a_problem_and_is_served_once_it_can_be_had() {
     let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let served = Served::start_at(taken.local_addr().unwrap(), MaxCalls::all(2)).await;

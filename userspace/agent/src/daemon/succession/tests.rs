@@ -28,7 +28,7 @@ impl Node {
     }
 
     fn start(&self, stop: impl Future<Output = ()>) -> impl Future<Output = anyhow::Result<Turn>> {
-        take_turn(&self.config.socket, true, stop, &self.metrics)
+        take_turn(&self.config.socket, true, || Ok(()), stop, &self.metrics)
     }
 
     fn instance(&self) -> InstanceLock {
@@ -62,6 +62,24 @@ async fn a_standby_is_ready_and_takes_over_with_all_that_is_left() {
     assert!(node.is_left() && !node.is_standby());
     end(&node.config, second, Unpin::UnlessStandby).unwrap();
     assert!(!node.is_left(), "nobody goes on with it");
+}
+
+#[tokio::test]
+async fn one_that_could_not_take_over_is_no_standby() {
+    let node = Node::new();
+    let refuse = || Err(anyhow::anyhow!("the verifier refuses it"));
+    let start = || take_turn(&node.config.socket, true, refuse, pending(), &node.metrics);
+    let first = node.instance();
+    let refused = start().await.err().expect("it is refused");
+    assert!(format!("{refused:#}").contains("the verifier refuses it"), "{refused:#}");
+    assert!(!node.is_standby());
+    // It leaves its place to one that can.
+    let mut second = pin!(node.start(pending()));
+    assert!(poll!(&mut second).is_pending() && node.is_standby());
+    drop(first);
+    let Turn::Taken(second) = second.await.unwrap() else { panic!("it was not signalled to stop") };
+    drop(second);
+    assert!(matches!(start().await.unwrap(), Turn::Taken(_)), "with no other, it is loaded once, in earnest");
 }
 
 #[tokio::test]

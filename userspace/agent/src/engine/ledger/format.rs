@@ -14,9 +14,9 @@ use crate::probe::SetId;
 use crate::probe::mapped::MappedFile;
 
 /// What a segment begins with; its last digit is the format's version.
-pub(super) const MAGIC: [u8; 8] = *b"kwledg03";
-/// What one may begin with that is read: version 2 does not have what clients report of limits.
-pub(super) const READABLE: [[u8; 8]; 2] = [*b"kwledg02", MAGIC];
+pub(super) const MAGIC: [u8; 8] = *b"kwledg04";
+/// What one may begin with that is read: version 2 does not have what clients report of limits, nor version 3 the journal.
+pub(super) const READABLE: [[u8; 8]; 3] = [*b"kwledg02", *b"kwledg03", MAGIC];
 /// Where the number of bytes that count stands, and where the entries begin.
 pub(super) const COMMITTED: usize = 8;
 pub(super) const ENTRIES: usize = 16;
@@ -47,10 +47,12 @@ pub(super) enum Tag {
     Look,
     /// [`LimitReport`](crate::reported::LimitReport).
     Report,
+    /// A row of the journal, right after the state of a base.
+    Journal,
 }
 
 impl Tag {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Head,
         Self::State,
         Self::Record,
@@ -61,6 +63,7 @@ impl Tag {
         Self::Double,
         Self::Look,
         Self::Report,
+        Self::Journal,
     ];
 }
 
@@ -71,6 +74,9 @@ pub(super) struct Head {
     pub(super) bounds: Bounds,
     /// The last event that was published before.
     pub(super) position: Position,
+    /// After which event the journal begins that it has; none: it has none.
+    #[serde(default)]
+    pub(super) journal_after: Option<u64>,
     /// When it was made: no event before is later.
     pub(super) made: KernelTime,
     /// The steps of the wall clock.

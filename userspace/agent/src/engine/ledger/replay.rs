@@ -49,9 +49,10 @@ impl Place {
 }
 
 impl History {
-    /// After which event the replay begins.
-    pub(crate) fn position(&self) -> &Position {
-        &self.first.head.position
+    /// After which event the journal begins that it leads to.
+    pub(crate) fn position(&self) -> Position {
+        let Position { epoch, seq } = self.first.head.position.clone();
+        Position { epoch, seq: self.first.head.journal_after.unwrap_or(seq) }
     }
 
     /// No event before [`Self::position`] is later.
@@ -68,6 +69,7 @@ impl History {
     fn observe_again(self, writer: &mut Writer) -> Result<Memory, Refusal> {
         let Self { place, boot, first, later } = self;
         let mut replay = Replay::of(&first)?;
+        restore_journal(&first, writer)?;
         replay.segment(first, writer)?;
         for number in later {
             replay.segment(Segment::read(&place, number, &boot)?, writer)?;
@@ -179,7 +181,7 @@ impl Replay {
             Tag::Report => drop(memory.reported.take(parse(path, payload)?)),
             Tag::Look => memory.looked = Some(time(path, payload)?),
             // The replay has come to it already, or begins with it.
-            Tag::Head | Tag::State => {}
+            Tag::Head | Tag::State | Tag::Journal => {}
         }
         output.actions.drain(..).for_each(|action| memory.asked.note(&action));
         Ok(())
@@ -188,6 +190,24 @@ impl Replay {
     fn end(self) -> Memory {
         Memory { events: self.output.events, ..self.memory }
     }
+}
+
+/// Puts back what the journal held when that segment was begun.
+fn restore_journal(segment: &Segment, writer: &mut Writer) -> Result<(), Refusal> {
+    let mut restoring = writer.restoring();
+    let mut next = segment.next;
+    while let Some((tag @ (Tag::State | Tag::Journal), payload, after)) = entry(&segment.bytes, next) {
+        if tag == Tag::Journal {
+            let torn = || Refusal::Torn {
+                path: segment.path.clone(),
+                what: format!("no event of the journal at byte {next}"),
+            };
+            restoring.row(payload).ok_or_else(torn)?;
+        }
+        next = after;
+    }
+    restoring.end();
+    Ok(())
 }
 
 fn time(path: &Path, payload: &[u8]) -> Result<KernelTime, Refusal> {

@@ -16,10 +16,12 @@ use super::*;
 use crate::hub::{Capacity, Hub, Writer};
 use crate::probe::SetId;
 
+mod fixture;
 mod reported;
+mod shares;
 
 fn place(directory: &Path) -> Place {
-    Place { directory: directory.join("ledger"), bytes: 3 * SEGMENT, bounds: Bounds::default() }
+    Place { directory: directory.join("ledger"), bytes: 5 * SEGMENT, bounds: Bounds::default() }
 }
 
 fn loss(at: u64) -> Observation {
@@ -59,7 +61,7 @@ impl Daemon {
     fn begin(place: &Place) -> Self {
         let (hub, writer) = hub(start());
         let memory = Memory::new(Bounds::default());
-        let ledger = place.clone().begin(start(), &borrowed(&memory), Series::Continued).unwrap();
+        let ledger = place.clone().begin(start(), &borrowed(&memory), &writer).unwrap();
         Self { memory, output: Output::default(), hub, writer, ledger }
     }
 
@@ -96,7 +98,7 @@ fn borrowed(memory: &Memory) -> MemoryOf<'_> {
 
 fn replay(place: &Place) -> (Arc<Hub>, Memory) {
     let history = place.read().unwrap().expect("a ledger");
-    let (hub, mut writer) = hub(history.position().clone());
+    let (hub, mut writer) = hub(history.position());
     let memory = history.replay(&mut writer).unwrap();
     (hub, memory)
 }
@@ -113,7 +115,10 @@ fn the_next_daemon_has_what_the_last_one_had() {
         daemon.publish();
         if at == 5 {
             daemon.memory.seen = Seen::all(Counters::default(), [("task_exit", 2)].into(), [(7, 3)].into());
-            daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+            daemon
+                .ledger
+                .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole, &daemon.writer)
+                .unwrap();
         }
     }
     let (_, memory) = replay(&place);
@@ -156,7 +161,10 @@ fn what_there_was_no_room_for_has_followed() {
         daemon.memory.node.observe(loss(at), &mut daemon.output);
     }
     daemon.memory.events = daemon.output.events.clone();
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken).unwrap();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken, &daemon.writer)
+        .unwrap();
     assert_eq!(replay(&place).1.events.len(), 2);
     daemon.publish();
     let (hub, memory) = replay(&place);
@@ -170,7 +178,10 @@ fn an_outage_stays_until_it_is_reported() {
     let mut daemon = Daemon::begin(&place);
     // Not in the first segment, with which a replay begins.
     daemon.memory.outage = Some(KernelTime(5));
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole, &daemon.writer)
+        .unwrap();
     daemon.observe(Observation::Tick { at: KernelTime(7) });
     let (_, memory) = replay(&place);
     assert_eq!(memory.outage, Some(KernelTime(5)));
@@ -190,7 +201,10 @@ fn what_was_lost_after_the_last_look_is_of_that_time() {
     let memory = replay(&place).1;
     assert_eq!((memory.looked, memory.until), (Some(KernelTime(5)), KernelTime(7)));
     daemon.memory.looked = memory.looked;
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole, &daemon.writer)
+        .unwrap();
     assert_eq!(replay(&place).1.looked, Some(KernelTime(5)));
 }
 
@@ -206,7 +220,10 @@ fn what_was_left_out_is_left_out_once_over_a_crash() {
     let mut seam = Seam::default();
     seam.take(&event, event.at);
     daemon.memory.seam = Some(seam);
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole, &daemon.writer)
+        .unwrap();
     let mut kept = replay(&place).1.seam.expect("what was taken is known");
     assert!(kept.is_double(&event));
     assert!(daemon.ledger.double(&record));
@@ -281,14 +298,14 @@ fn what_is_not_whole_or_not_ours_is_refused_by_name() {
     broken[at] = b'x';
     fs::write(&segment, &broken).unwrap();
     let history = place.read().unwrap().unwrap();
-    let (_, mut writer) = hub(history.position().clone());
+    let (_, mut writer) = hub(history.position());
     let text = history.replay(&mut writer).unwrap_err().to_string();
     assert!(text.contains("truncated"), "{text}");
 
     fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o755)).unwrap();
     assert!(refused(&place).contains("mode 755"));
     let memory = Memory::new(Bounds::default());
-    let begun = place.begin(start(), &borrowed(&memory), Series::Continued);
+    let begun = place.begin(start(), &borrowed(&memory), &hub(start()).1);
     assert_eq!(begun.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
 }
 
@@ -310,7 +327,7 @@ fn no_link_is_followed() {
     assert!(place.read().unwrap().is_some());
     fs::rename(&place.directory, &elsewhere).unwrap();
     symlink(&elsewhere, &place.directory).unwrap();
-    let begun = place.clone().begin(start(), &borrowed(&memory), Series::New);
+    let begun = place.clone().begin(start(), &borrowed(&memory), &hub(start()).1);
     assert_eq!(begun.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     // What it leads to stays.
     assert!(place.remove().unwrap() && elsewhere.join(file_name(1)).exists());
@@ -324,9 +341,9 @@ fn a_replay_that_comes_to_other_events_is_refused() {
     daemon.observe(loss(1));
     daemon.publish();
     let elsewhere = Position { seq: 7, ..daemon.writer.position() };
-    daemon.ledger.turn(elsewhere, &borrowed(&daemon.memory), Before::Whole).unwrap();
+    daemon.ledger.turn(elsewhere, &borrowed(&daemon.memory), Before::Whole, &daemon.writer).unwrap();
     let history = place.read().unwrap().unwrap();
-    let (_, mut writer) = hub(history.position().clone());
+    let (_, mut writer) = hub(history.position());
     let refusal = history.replay(&mut writer).unwrap_err();
     assert!(matches!(refusal, Refusal::Differs { replayed: 1, written: 7, .. }), "{refusal}");
 }
@@ -339,30 +356,9 @@ fn a_publication_of_other_events_is_refused() {
     daemon.observe(loss(1));
     assert!(daemon.ledger.publish(2, Clock::read()));
     let history = place.read().unwrap().unwrap();
-    let (_, mut writer) = hub(history.position().clone());
+    let (_, mut writer) = hub(history.position());
     let refusal = history.replay(&mut writer).unwrap_err();
     assert!(matches!(refusal, Refusal::Differs { replayed: 1, written: 2, .. }), "{refusal}");
-}
-
-#[test]
-fn the_oldest_segment_goes_when_there_are_too_many() {
-    let directory = tempfile::tempdir().unwrap();
-    let place = place(directory.path());
-    let mut daemon = Daemon::begin(&place);
-    for at in 1..=10 {
-        daemon.observe(loss(at));
-        daemon.publish();
-        daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
-        let bytes: u64 =
-            fs::read_dir(&place.directory).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
-        assert!(bytes <= place.bytes as u64, "{bytes}");
-    }
-    let (hub, _) = replay(&place);
-    assert_eq!(hub.position(), daemon.hub.position());
-    assert!(hub.extent().first_seq > 1, "the oldest events went with it");
-    place.remove().unwrap();
-    place.remove().unwrap();
-    assert!(place.read().unwrap().is_none());
 }
 
 #[test]
@@ -372,10 +368,13 @@ fn a_ledger_that_was_given_up_is_refused_even_if_it_is_still_there() {
     let mut daemon = Daemon::begin(&place);
     daemon.observe(loss(1));
     daemon.publish();
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole, &daemon.writer)
+        .unwrap();
     let given_up = daemon.ledger.give_up();
     let history = given_up.read().unwrap().expect("the first segment is whole");
-    let (_, mut writer) = hub(history.position().clone());
+    let (_, mut writer) = hub(history.position());
     let refusal = history.replay(&mut writer).unwrap_err();
     assert!(matches!(refusal, Refusal::Torn { .. }), "{refusal}");
 }
@@ -388,15 +387,18 @@ fn a_segment_that_cannot_be_begun_costs_the_ledger() {
     // As where no memory is left: the next segment cannot be made.
     let blocked = place.directory.join("new");
     fs::create_dir(&blocked).unwrap();
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap_err();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole, &daemon.writer)
+        .unwrap_err();
     daemon.ledger.give_up();
     let refusal = place.read().unwrap_err();
     assert!(matches!(&refusal, Refusal::Torn { path, .. } if *path == place.segment(1)), "{refusal}");
-    assert!(place.clone().begin(start(), &borrowed(&daemon.memory), Series::New).is_err());
+    assert!(place.clone().begin(start(), &borrowed(&daemon.memory), &daemon.writer).is_err());
     // Once there is room again, it is begun anew; what was given up is of no account, even if it is still there.
     fs::remove_dir(&blocked).unwrap();
     let later = Position { seq: 5, ..start() };
-    place.clone().begin(later.clone(), &borrowed(&daemon.memory), Series::New).unwrap();
+    place.clone().begin(later.clone(), &borrowed(&daemon.memory), &hub(later.clone()).1).unwrap();
     assert_eq!(replay(&place).0.position(), later);
 }
 
@@ -407,7 +409,7 @@ fn what_cannot_be_bounded_is_not_left_to_be_gone_on_with() {
     fs::DirBuilder::new().mode(0o700).create(&place.directory).unwrap();
     fs::create_dir(place.segment(1)).unwrap();
     let memory = Memory::new(Bounds::default());
-    place.clone().begin(start(), &borrowed(&memory), Series::New).unwrap_err();
+    place.clone().begin(start(), &borrowed(&memory), &hub(start()).1).unwrap_err();
     let refusal = place.read().unwrap_err();
     assert!(matches!(&refusal, Refusal::Torn { path, .. } if *path == place.segment(3)), "{refusal}");
 }
@@ -420,7 +422,10 @@ fn what_is_left_of_a_removed_ledger_has_its_end() {
     for at in 1..=2 {
         daemon.observe(loss(at));
         daemon.publish();
-        daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+        daemon
+            .ledger
+            .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole, &daemon.writer)
+            .unwrap();
     }
     // The removal ends at the second of three segments, as with a crash.
     let (segment, whole) = (place.segment(2), place.directory.join("whole"));
@@ -443,9 +448,9 @@ fn a_segment_of_another_epoch_is_refused() {
     let place = place(directory.path());
     let mut daemon = Daemon::begin(&place);
     let elsewhere = Position { epoch: Epoch("another".into()), ..start() };
-    daemon.ledger.turn(elsewhere, &borrowed(&daemon.memory), Before::Whole).unwrap();
+    daemon.ledger.turn(elsewhere, &borrowed(&daemon.memory), Before::Whole, &daemon.writer).unwrap();
     let history = place.read().unwrap().unwrap();
-    let (_, mut writer) = hub(history.position().clone());
+    let (_, mut writer) = hub(history.position());
     let refusal = history.replay(&mut writer).unwrap_err().to_string();
     assert!(refusal.contains(place.segment(2).to_str().unwrap()) && refusal.contains("epoch"), "{refusal}");
 }
@@ -457,7 +462,10 @@ fn the_programs_that_it_is_of_are_those_of_the_last_segment() {
     let mut daemon = Daemon::begin(&place);
     assert!(matches!(replay(&place).1.check_set(SetId(7), &place), Err(Refusal::OtherSet { .. })));
     daemon.memory.sets = vec![SetId(7)];
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole).unwrap();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Whole, &daemon.writer)
+        .unwrap();
     replay(&place).1.check_set(SetId(7), &place).unwrap();
 }
 

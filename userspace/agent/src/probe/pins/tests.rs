@@ -140,3 +140,41 @@ fn of_two_old_sets_none_is_read() {
     assert!(made.take_old().is_none());
     assert_eq!(names(directory.path()), ["2222222200000002"]);
 }
+
+#[test]
+fn what_is_attached_and_read_by_no_daemon_is_found_wherever_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = |name: &str| {
+        let directory = root.path().join(name);
+        DirBuilder::new().mode(MODE).create(&directory).unwrap();
+        directory
+    };
+    let (usual, other, others) = (directory("kwitness"), directory("other"), directory("cilium"));
+    let attached = |directory: &Path, name: &str, program: &str| {
+        let set = set(directory, name);
+        fs::write(set.join("links").join(program), "").unwrap();
+        set
+    };
+    attached(&usual, "0123456789abcdef", "task_exit");
+    let set = attached(&other, "0123456789abcdef", "task_exec");
+    attached(&others, "0123456789abcdef", "another's");
+    fs::create_dir(others.join("globals")).unwrap();
+    let unread = || unread::unread_below(root.path());
+    assert_eq!(unread(), [usual.clone(), other.clone()]);
+    // Something beside the set keeps a daemon from using it, and nothing from removing it.
+    fs::create_dir(other.join("foreign")).unwrap();
+    let lock = Flock::lock(File::open(&usual).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+    assert_eq!(unread(), [other.clone()], "a daemon uses the others");
+    // What another user might have made says nothing.
+    fs::set_permissions(&set, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(unread(), [] as [PathBuf; 0]);
+    fs::set_permissions(&set, fs::Permissions::from_mode(MODE)).unwrap();
+    let pins = Pins {
+        directory: other.clone(),
+        lock: Flock::lock(File::open(&other).unwrap(), FlockArg::LockExclusiveNonblock).unwrap(),
+    };
+    assert_eq!(pins.uninstall().unwrap(), ["0123456789abcdef"]);
+    assert!(unread().is_empty() && other.join("foreign").exists());
+    drop(lock);
+    assert_eq!(unread(), [usual]);
+}

@@ -38,7 +38,10 @@ fn what_was_requested_and_what_the_guard_set_is_known_to_the_next_daemon() {
     let both = wanted(&daemon.memory);
     assert_eq!(both.len(), 2);
     assert_eq!(wanted(&replay(&place).1), both, "of the entries");
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken).unwrap();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken, &daemon.writer)
+        .unwrap();
     let memory = replay(&place).1;
     assert_eq!(wanted(&memory), both, "of the state");
     assert_eq!(memory.reported.requests().last("c"), Some(request(64 << 20)));
