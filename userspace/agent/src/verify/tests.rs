@@ -368,12 +368,17 @@ async fn a_call_that_waits_for_a_pod_lists_all_containers_at_first_and_for_good_
     let verifier = verifier(tree.path(), engine);
     let filter = proto::Filter { pods: vec!["u".to_owned()], ..Default::default() };
     let filter = Filter::try_from(filter).unwrap();
+    let queue = verifier.queue.clone();
     let serving = tokio::spawn(async move {
         let mut node = Node::new(Bounds::default());
         let mut scopes = Vec::new();
         while let Some(request) = requests.recv().await {
             match request {
                 Request::Subjects(scope, answer) => {
+                    if scopes.is_empty() {
+                        // A change that concerns every call has it look again.
+                        queue.push(VerdictScope::All);
+                    }
                     scopes.push(scope);
                     answer.send(vec![(member(7, "app"), State::Running)]).unwrap();
                 }
