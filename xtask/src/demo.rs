@@ -275,7 +275,7 @@ pub fn task(
 
     let dir = tempfile::tempdir_in(workspace.scratch("jobs")?)?;
     let mut job = Job::new(dir.path().join("job"))?;
-    step::timed(&format!("build {name}"), || {
+    step::expected(&format!("build kwitness and {name}"), step::BUILD, || {
         let builder = Builder::new(workspace, cache)?;
         let (kwitness, built) = match build {
             Build::Release => {

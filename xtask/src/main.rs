@@ -18,6 +18,8 @@ mod image;
 mod images;
 mod job;
 mod layout;
+#[cfg(test)]
+mod links;
 mod metrics;
 mod oci;
 #[cfg(test)]

@@ -107,7 +107,7 @@ fn build(
     command.env("KWITNESS_REVISION", &source.revision);
     command.env(artifacts::linker_variable(target), linker);
     let what = format!("build {name} for {system} {architecture}");
-    step::timed(&what, || artifacts::program(&mut command, name))
+    step::expected(&what, step::BUILD, || artifacts::program(&mut command, name))
 }
 
 /// As cargo separates flags: with the C library in the program, and sources named by where they belong instead of where they are.

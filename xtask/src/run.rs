@@ -52,6 +52,11 @@ pub fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a cargo that takes long. On a terminal its own progress is shown; elsewhere its output is in `log`, as [`logged`] has it.
+pub fn watched(command: &mut Command, log: &Path) -> Result<()> {
+    if std::io::stderr().is_terminal() { shown(command.stdin(Stdio::null())) } else { logged(command, log) }
+}
+
 /// A cargo to call from xtask, free of what the cargo that started xtask put into the environment.
 pub fn cargo() -> Command {
     let mut command = Command::new("cargo");

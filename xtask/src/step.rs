@@ -43,7 +43,15 @@ impl Step<'_> {
 }
 
 pub fn timed<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    say("  ..", name, "");
+    expected(name, "", work)
+}
+
+/// What a build with cargo takes.
+pub const BUILD: &str = "minutes from nothing, seconds after that";
+
+/// The same for what takes long: a person reads at its start how long.
+pub fn expected<T>(name: &str, takes: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    say("  ..", name, takes);
     let start = Instant::now();
     let result = work();
     say(if result.is_ok() { "  ok" } else { "FAIL" }, name, &seconds(start.elapsed()));

@@ -110,7 +110,20 @@ pub(crate) async fn without_root(ctx: &TestContext) -> Result<()> {
     chown(directory.path(), Some(NOBODY), Some(NOBODY)).context("give the directory away")?;
     let mut command = kwitness(ctx, ["daemon", "--socket"]);
     command.arg(directory.path().join("kwitness.sock")).uid(NOBODY).gid(NOBODY);
-    run(command).await?.check(1)?.check_says(&["privileges", "CAP_BPF"])?;
+    run(command).await?.check(77)?.check_says(&["privileges", "CAP_BPF"])?;
+    // The privileges come before whatever else a user without them may not do.
+    for arguments in [&["daemon", "--socket", "/run/kwitness-is-not-here/x.sock"][..], &["uninstall-pins"]] {
+        let mut command = kwitness(ctx, arguments.iter().copied());
+        command.uid(NOBODY).gid(NOBODY);
+        let done = run(command).await?;
+        done.check(77)?.check_says(&["root"])?;
+        ensure!(
+            !done.stderr.contains("directory") && done.stdout.is_empty(),
+            "{}{}",
+            done.stdout,
+            done.stderr
+        );
+    }
     // A client that may not enter the socket's directory gets that as the error, and not that there is no daemon.
     ctx.with_agent(&[], async |agent| {
         let mut command = kwitness(ctx, ["ps", "--socket"]);

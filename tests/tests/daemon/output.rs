@@ -117,6 +117,8 @@ pub(crate) async fn the_list_of_containers(ctx: &TestContext) -> Result<()> {
         let none = client(ctx, agent.socket(), "ps").await?;
         none.check(0)?.check_says(&["no containers"])?;
         ensure!(none.stdout.is_empty(), "{}", none.stdout);
+        let none = client(ctx, agent.socket(), "verify -A").await?;
+        none.check(17)?.check_says(&["no containers found", "nothing to verify"])?;
 
         let container = kubepods.run()?;
         wait_for("the container to run", LIMIT, async || {
@@ -183,8 +185,13 @@ pub(crate) async fn the_doctor_with_and_without_a_daemon(ctx: &TestContext) -> R
     check(&client(ctx, nowhere, "doctor -o json").await?, false)?;
     let text = client(ctx, nowhere, "doctor").await?;
     ensure!(text.check(0)?.stdout.contains("kwitness daemon"), "no word about the daemon:\n{}", text.stdout);
-    ctx.with_agent(&[], async |agent| {
-        check(&client(ctx, agent.socket(), "doctor -o json").await?, true)?;
+    ctx.with_agent(&["pressure.mode=off"], async |agent| {
+        let beside = client(ctx, agent.socket(), "doctor -o json").await?;
+        check(&beside, true)?;
+        // By the daemon's configuration, of which this command knows nothing else.
+        for words in ["the running daemon's", "pressure.mode is \\\"off\\\""] {
+            ensure!(beside.stdout.contains(words), "{words} is not in:\n{}", beside.stdout);
+        }
         // The hooks that the daemon has are not disturbed by a look at them.
         let kubepods = Kubepods::make(&ctx.environment)?;
         a_short_life(agent, &kubepods).await?.0.seen().check_complete()

@@ -44,7 +44,7 @@ use crate::reload::Reload;
 use crate::verify::Verifier;
 use kwitness_service::http::{HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::{
-    ConnectionCounters, InstanceLock, Limits, Listener, Signal, Signals, Socket, notify_ready,
+    Binding, ConnectionCounters, InstanceLock, Limits, Listener, Signal, Signals, Socket, notify_ready,
 };
 use succession::{Turn, stop_signal, take_turn};
 pub use succession::{Unpin, uninstall};
@@ -93,6 +93,9 @@ async fn watch_node(
     setup: Setup,
 ) -> anyhow::Result<Option<InstanceLock>> {
     let Options { record, reload, standby, unpin: _ } = options;
+    // Before anything is made: a process without privileges learns that, and not what else it may not do. Neither is a standby that
+    // could never run to be waited for.
+    setup.run(check_process)?.map_err(Advised::from)?;
     Socket::make_directory(&config.socket)?;
     let mut settings = config.probe.clone();
     settings.lock_file = Some(lock_file(&config.socket));
@@ -101,15 +104,15 @@ async fn watch_node(
     let metrics = Arc::new(Metrics::new(config.metrics_labels, Arc::clone(&http)));
     let pages = |address| {
         let limits = HttpLimits::with_connections(config.http_connections);
-        HttpServer::start("http.listen", address, limits, Arc::clone(&metrics), Arc::clone(&http))
+        // The daemon whose end a standby waits for may have the same address.
+        let binding = if standby { Binding::inherited } else { Binding::new };
+        HttpServer::start(binding("http.listen"), address, limits, Arc::clone(&metrics), Arc::clone(&http))
     };
     // It answers from the start on, so that probes say what is being waited for.
     let http_server = config.http.as_ref().map(pages).transpose()?;
     let cgroups = CgroupFs::find(&config.subtree)?;
     namespaces::configure(&mut settings, &cgroups, config.any_pid_namespace)?;
     pressure::configure(&mut settings, config, &cgroups);
-    // A standby that could never run is not to be waited for.
-    setup.run(check_process)?.map_err(Advised::from)?;
     let rehearse = || -> anyhow::Result<()> {
         let settings = settings.clone();
         setup.run(move || check_loads(&settings))?.map_err(Advised::from)?;
@@ -195,6 +198,7 @@ async fn watch_node(
     let info = DaemonInfo {
         started: clock.now(),
         config_file: config.file.clone(),
+        settings: config.settings.clone(),
         socket: config.socket.clone(),
         node_name: config.node_name.clone().unwrap_or_else(host_name),
         capabilities,
@@ -340,7 +344,7 @@ async fn log_counters(reports: &Handle, connections: &ConnectionCounters) {
     // Without a report, the engine is stopping.
     let Ok(report) = reports.report().await else { return };
     let counters: Vec<_> = report.counters.iter().map(|(name, count)| format!("{name}={count}")).collect();
-    tracing::info!(%connections, counters = counters.join(" "), "counters");
+    tracing::info!("counters: {connections} {}", counters.join(" "));
 }
 
 /// What is known of the time before this daemon.

@@ -11,15 +11,15 @@ use anyhow::Context as _;
 use kwitness_service::log::LogFilter;
 use tokio::sync::Notify;
 
-use crate::config::Config;
+use crate::config::{Config, Flag};
 
 /// How the configuration was read, and what can be changed by it.
 #[derive(Clone, Debug)]
 pub struct Reload {
     /// The file that was named, if any.
     pub file: Option<PathBuf>,
-    /// Settings of the command line ("key=value").
-    pub flags: Vec<String>,
+    /// Settings of the command line.
+    pub flags: Vec<Flag>,
     /// What is logged.
     pub filter: LogFilter,
 }

@@ -11,7 +11,9 @@ use kwitness_api::proto::wanted::{Cpu, Memory};
 
 use crate::complete;
 use crate::examples;
-use crate::options::{CONNECTION, FILTERS, Filter, From, Label, ListOutput, OUTPUT, Output, TimeOptions};
+use crate::options::{
+    CONNECTION, FILTERS, Filter, From, Label, ListOutput, OUTPUT, Output, Selection, TimeOptions,
+};
 use crate::text::Moment;
 
 /// See what the kernel did to the containers of this node.
@@ -108,11 +110,8 @@ pub struct Demo {
 
 #[derive(Debug, clap::Args)]
 pub struct Events {
-    /// Show only this pod, as with --pod
-    #[arg(value_name = "POD", add = ArgValueCompleter::new(complete::pods))]
-    pub name: Vec<String>,
     #[command(flatten)]
-    pub filter: Filter,
+    pub selection: Selection,
     /// Show only events of this kind
     #[arg(long, value_delimiter = ',', value_name = "KIND", value_parser = kinds(), help_heading = FILTERS)]
     pub kind: Vec<EventKind>,
@@ -134,20 +133,10 @@ pub struct Events {
     pub output: Output,
 }
 
-impl Events {
-    /// Which containers.
-    pub fn filter(&self) -> Filter {
-        self.filter.and_pods(&self.name)
-    }
-}
-
 #[derive(Debug, clap::Args)]
 pub struct Ps {
-    /// Show only this pod, as with --pod
-    #[arg(value_name = "POD", add = ArgValueCompleter::new(complete::pods))]
-    pub name: Vec<String>,
     #[command(flatten)]
-    pub filter: Filter,
+    pub selection: Selection,
     /// Show pod sandboxes, too
     #[arg(long, short = 'a', help_heading = FILTERS)]
     pub all: bool,
@@ -161,13 +150,6 @@ pub struct Ps {
     pub from: From,
     #[command(flatten)]
     pub output: ListOutput,
-}
-
-impl Ps {
-    /// Which containers.
-    pub fn filter(&self) -> Filter {
-        self.filter.and_pods(&self.name)
-    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -289,7 +271,7 @@ mod tests {
         assert!(error.contains("'started'"), "{error}");
         let events = events("events --kind=started,exited -n a,b");
         assert_eq!(events.kind, [EventKind::Started, EventKind::Exited]);
-        assert_eq!(events.filter.namespace, ["a", "b"]);
+        assert_eq!(events.selection.filter.namespace, ["a", "b"]);
     }
 
     #[test]
@@ -299,7 +281,17 @@ mod tests {
 
     #[test]
     fn a_pod_may_be_named_with_and_without_its_option() {
-        assert_eq!(events("events web-0 -p web-1").filter().pod, ["web-1", "web-0"]);
+        let of = |command: Result<Command, String>| match command {
+            Ok(Command::Events(events)) => events.selection,
+            Ok(Command::Ps(ps)) => ps.selection,
+            Ok(Command::Top(top)) => top.selection,
+            other => panic!("{other:?}"),
+        };
+        for command in ["events", "ps", "top"] {
+            let filter = of(parse(&format!("{command} web-0 -p web-1 -n prod -l app=web"))).filter();
+            assert_eq!(filter.pod, ["web-1", "web-0"], "{command}");
+            assert_eq!((&*filter.namespace, filter.label.len()), (&["prod".to_owned()][..], 1), "{command}");
+        }
     }
 
     #[test]
@@ -322,6 +314,7 @@ mod tests {
             "logs -f web-0",
             "top",
             "top -A --sort share -r",
+            "top web-0",
             "top -n prod -p pod/web-0 -o json -w",
             "top --once --file x --at 30s",
             "record -o x --usage off",

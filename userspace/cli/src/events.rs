@@ -17,7 +17,7 @@ use crate::text::UNKNOWN;
 use crate::time::Times;
 
 pub async fn run(socket: Option<OsString>, options: Events) -> anyhow::Result<Code> {
-    let filter = options.filter();
+    let filter = options.selection.filter();
     let Events { kind, since, no_follow, from, times, output, .. } = options;
     let mut source = from.open(socket).await?;
     let since =
@@ -101,6 +101,7 @@ pub struct Printer {
     has_namespaces: bool,
     has_nodes: bool,
     table: Table,
+    wraps: bool,
     begun: bool,
 }
 
@@ -112,7 +113,12 @@ impl Printer {
         let times = if is_narrow(limit) { times.to_seconds() } else { times };
         let has_namespaces = has_namespaces && !is_narrow(limit);
         let table = table(format, times, limit, None);
-        Self { output, format, times, has_namespaces, has_nodes: false, table, begun: false }
+        Self { output, format, times, has_namespaces, has_nodes: false, table, wraps: false, begun: false }
+    }
+
+    /// With details in full, on as many lines as they take.
+    pub fn wrapping(self) -> Self {
+        Self { wraps: true, ..self }
     }
 
     /// With a column of nodes, with room for these.
@@ -182,7 +188,8 @@ impl Printer {
         self.table.fit(&rows);
         self.header()?;
         for row in &rows {
-            self.output.text(&self.table.line(row))?;
+            let line = if self.wraps { self.table.wrapped(row) } else { self.table.line(row) };
+            self.output.text(&line)?;
         }
         Ok(self.output.flush()?)
     }

@@ -23,6 +23,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "top",
         &[
             ("kwitness top", "who dies next? (? explains)"),
+            ("kwitness top web-0", "of one pod"),
             ("kwitness top -n prod -l app=web --sort share", "of pods with a label"),
             ("kwitness top --once -o wide", "one table with everything"),
             ("kwitness top -o json -w", "for jq: a sample per line"),
@@ -74,7 +75,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "demo",
         &[
-            ("kwitness demo", "half a minute, on any machine"),
+            ("kwitness demo", "15 seconds, on any machine"),
             ("kwitness demo --save incident.kwr", "the recording, for --file"),
         ],
     ),

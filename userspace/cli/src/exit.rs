@@ -23,7 +23,7 @@ pub enum Code {
     NotHere,
     /// The daemon cannot be reached (`EX_UNAVAILABLE`).
     Unreachable,
-    /// This user may not connect to the daemon, or has insufficient privileges (`EX_NOPERM`).
+    /// This user may not connect to the daemon or use a file, or has insufficient privileges (`EX_NOPERM`).
     Denied,
     /// The configuration has errors (`EX_CONFIG`).
     Configuration,
@@ -47,7 +47,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("18", "verify --prove: in force, but exceeded"),
     ("66", "no such pod, namespace or container on this node"),
     ("69", "the daemon cannot be reached"),
-    ("77", "permission denied"),
+    ("77", "permission denied, or missing privileges"),
     ("78", "the configuration has errors"),
     ("130", "ended by Ctrl-C"),
 ];
@@ -123,7 +123,13 @@ pub fn code(done: anyhow::Result<Code>) -> Code {
         }
         _ => {
             note(&format!("{error:#}"));
-            if error.is::<NotHere>() { Code::NotHere } else { Code::Failure }
+            if error.is::<NotHere>() {
+                Code::NotHere
+            } else if is_denied(&error) {
+                Code::Denied
+            } else {
+                Code::Failure
+            }
         }
     }
 }
@@ -163,6 +169,25 @@ fn is_configuration(_: &anyhow::Error) -> bool {
     false
 }
 
+/// Whether this user may not do it, by the kernel's answer or by the privileges that were found.
+fn is_denied(error: &anyhow::Error) -> bool {
+    let refused = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
+    is_unprivileged(error) || error.chain().any(refused)
+}
+
+#[cfg(node)]
+fn is_unprivileged(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<kwitness_agent::probe::Advised>().is_some_and(|error| error.is_denied)
+        || error.downcast_ref().is_some_and(kwitness_guard::Unable::is_denied)
+}
+
+#[cfg(not(node))]
+fn is_unprivileged(_: &anyhow::Error) -> bool {
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
@@ -181,6 +206,20 @@ mod tests {
         assert_eq!(code(Err(SourceError::Client(unreachable).into())), Code::Unreachable);
         assert_eq!(code(Err(ClientError::PermissionDenied { address }.into())), Code::Denied);
         assert_eq!(code(Err(NotHere("no pod".into()).into())), Code::NotHere);
+        let refused = Err(io::Error::from(io::ErrorKind::PermissionDenied)).context("cannot create /x");
+        assert_eq!(code(refused), Code::Denied);
+    }
+
+    #[cfg(node)]
+    #[test]
+    fn missing_privileges_are_a_permission_denied() {
+        use kwitness_agent::probe::{Advised, ProbeError};
+
+        let missing = Advised::from(ProbeError::Unprivileged { missing: vec!["CAP_BPF"] });
+        assert_eq!(code(Err(missing.into())), Code::Denied);
+        assert_eq!(code(Err(Advised::from(ProbeError::Lockdown).into())), Code::Failure);
+        assert_eq!(code(Err(kwitness_guard::Unable::Signal.into())), Code::Denied);
+        assert_eq!(code(Err(kwitness_guard::Unable::Clock("1 s".into()).into())), Code::Failure);
     }
 
     #[test]

@@ -48,14 +48,27 @@ impl Filter {
         pod.is_empty() && namespace.is_empty() && container.is_empty() && label.is_empty()
     }
 
-    /// The same, with these pods besides.
-    pub fn and_pods(&self, pods: &[String]) -> Self {
-        Self { pod: [self.pod.as_slice(), pods].concat(), ..self.clone() }
-    }
-
     /// Whether a column of namespaces says nothing.
     pub fn is_one_namespace(&self) -> bool {
         self.namespace.len() == 1
+    }
+}
+
+/// Which containers, with pods as arguments besides.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Selection {
+    /// Show only this pod, as with --pod
+    #[arg(value_name = "POD", add = ArgValueCompleter::new(complete::pods))]
+    pub name: Vec<String>,
+    #[command(flatten)]
+    pub filter: Filter,
+}
+
+impl Selection {
+    /// Both as one.
+    pub fn filter(&self) -> Filter {
+        let pod = [self.filter.pod.as_slice(), &self.name].concat();
+        Filter { pod, ..self.filter.clone() }
     }
 }
 

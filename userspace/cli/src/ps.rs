@@ -27,7 +27,7 @@ const CHANGES: [EventKind; 6] = [
 ];
 
 pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> {
-    let filter = options.filter();
+    let filter = options.selection.filter();
     let Ps { all, watch, no_headers, from, output, .. } = options;
     let mut source = from.open(socket).await?;
     let selected = match select::resolve(&mut source, &filter).await? {

@@ -96,6 +96,9 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
 
 fn describe_journal(journal: &proto::Journal) -> String {
     let proto::Journal { first_seq, last_seq, capacity, events, .. } = journal;
+    if last_seq < first_seq {
+        return format!("no events, at most {capacity} are kept");
+    }
     // An older daemon does not say how many.
     let has_all = *events == 0 || last_seq.saturating_sub(*first_seq) < *events;
     let fewer = if has_all { String::new() } else { format!(", {events} of them") };
@@ -225,6 +228,14 @@ mod tests {
         }
         journal.events = 4;
         assert_eq!(describe_journal(&journal), "events 3 to 12, 4 of them, at most 16 are kept");
+    }
+
+    #[test]
+    fn a_journal_without_events_has_no_numbers() {
+        for (first_seq, last_seq) in [(1, 0), (8, 7)] {
+            let journal = proto::Journal { first_seq, last_seq, capacity: 16, ..Default::default() };
+            assert_eq!(describe_journal(&journal), "no events, at most 16 are kept");
+        }
     }
 
     #[test]

@@ -150,6 +150,20 @@ impl Table {
         line
     }
 
+    /// A row, the last cell on as many lines as it takes.
+    pub fn wrapped(&self, row: &[Cell]) -> String {
+        let (Some(limit), Some((last, others))) = (self.limit, row.split_last()) else {
+            return self.line(row);
+        };
+        let before: usize = self.widths.iter().take(others.len()).map(|width| width + self.gap).sum();
+        let lines = wrap(&last.text, &" ".repeat(before), limit);
+        let (first, rest) = lines.split_at(1);
+        let first = first.iter().map(|line| Cell::styled(line.trim_start(), last.style));
+        let mut text = self.line(&others.iter().cloned().chain(first).collect::<Vec<_>>());
+        rest.iter().for_each(|line| text += &format!("{line}\n"));
+        text
+    }
+
     /// A row's cells as they fit, each with its style, and the spaces between them.
     pub fn spans(&self, row: &[Cell]) -> Vec<(String, Style)> {
         let mut spans = Vec::new();
@@ -174,6 +188,29 @@ impl Table {
         let header = self.header();
         std::iter::once(header).chain(rows.iter().map(|row| self.line(row))).collect()
     }
+}
+
+/// Breaks at spaces, and within words that are longer than a line.
+pub fn wrap(text: &str, indent: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = indent.to_owned();
+    // What is escaped only when it is printed is wider than it was here.
+    for word in escape(text).split(' ') {
+        let is_begun = line.len() > indent.len();
+        if is_begun && line.width() + 1 + word.width() > width {
+            lines.push(std::mem::replace(&mut line, indent.to_owned()));
+        } else if is_begun {
+            line.push(' ');
+        }
+        for character in word.chars() {
+            if line.width() + character.width().unwrap_or(0) > width.max(indent.len() + 2) {
+                lines.push(std::mem::replace(&mut line, indent.to_owned()));
+            }
+            line.push(character);
+        }
+    }
+    lines.push(line);
+    lines
 }
 
 /// The beginning that is not wider.
@@ -250,6 +287,22 @@ mod tests {
         }
         let rows = plain(&table(Some(60)).render(&[long]));
         assert_eq!(rows[1], "12:00:00  a-deployment…b8f6d-x2x7p  a detail that is longer…");
+    }
+
+    #[test]
+    fn a_wrapped_row_loses_no_word() {
+        let detail =
+            "OOMKilled by the container limit (24Mi of 24Mi): tail (864), while head (863) was allocating";
+        let row = vec!["12:00:00".into(), "web-0".into(), detail.into()];
+        let mut table = table(Some(60));
+        table.fit(std::slice::from_ref(&row));
+        let lines = plain(&table.wrapped(&row));
+        assert!(lines.len() > 1 && lines.iter().all(|line| line.width() <= 60), "{lines:#?}");
+        let at = lines[0].find("OOMKilled").unwrap();
+        assert!(lines[1..].iter().all(|line| line[..at].trim().is_empty()), "{lines:#?}");
+        let words: Vec<_> = lines.iter().flat_map(|line| line[at..].split_whitespace()).collect();
+        assert_eq!(words.join(" "), detail);
+        assert_eq!(table.wrapped(&["a".into(), "b".into(), "c".into()]).lines().count(), 1);
     }
 
     #[test]

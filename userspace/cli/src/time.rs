@@ -32,6 +32,11 @@ impl Times {
         Self { format, now, has_millis: true }
     }
 
+    /// As of that time: times of its day have no date.
+    pub fn as_of(self, now: DateTime<Utc>) -> Self {
+        Self { now: now.with_timezone(self.now.offset()), ..self }
+    }
+
     /// Clock times without milliseconds, for a narrow terminal.
     pub fn to_seconds(self) -> Self {
         Self { has_millis: false, ..self }

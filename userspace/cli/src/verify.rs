@@ -15,9 +15,9 @@ use crate::connect::{Outage, unless_gone};
 use crate::describe::{kubernetes, severity};
 use crate::exit::Code;
 use crate::output::{Format, OfNode, Output, note};
-use crate::select;
 use crate::table::Table;
 use crate::time::{TimeFormat, Times};
+use crate::{ps, select};
 use rows::{explanation, has_written, names_of, row, table};
 
 pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Code> {
@@ -33,7 +33,7 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     // Before the first verdicts, so that none is missed in between.
     let changes = if options.watch {
         let kinds = [EventKind::Verdict, EventKind::Updated].map(i32::from).into();
-        let filter = proto::Filter { kinds, ..selected };
+        let filter = proto::Filter { kinds, ..selected.clone() };
         Some(source.watch(proto::WatchRequest { filter: Some(filter), ..Default::default() }).await?)
     } else {
         None
@@ -45,7 +45,12 @@ pub async fn run(socket: Option<OsString>, options: Verify) -> anyhow::Result<Co
     let answer = ask(&mut source, &request).await;
     let answer = if options.watch { unless_gone(answer)? } else { Some(answer?) };
     if answer.as_ref().is_some_and(Vec::is_empty) {
-        note("no CPU or memory limit is set for these containers");
+        let is_empty = ps::list(&mut source, &selected, false).await.is_ok_and(|here| here.is_empty());
+        note(if is_empty {
+            "no containers found: there is nothing to verify"
+        } else {
+            "no CPU or memory limit is set for these containers"
+        });
     }
     let mut verdicts = answer.unwrap_or_default();
     options.output.sort(&mut verdicts)?;

@@ -105,7 +105,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let shared = Arc::<Shared>::default();
     let collector = collector.map(|options| Collector::new(&options, Arc::clone(&shared))).transpose()?;
     if let Some(directory) = state.parent() {
-        fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        fs::create_dir_all(directory).with_context(|| {
+            format!("cannot create {}, the directory of --state-file", directory.display())
+        })?;
     }
     let state_file = StateFile::new(&state);
     let mut lock = state.clone().into_os_string();
@@ -164,7 +166,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         () = stopped(&mut signals, &shared) => Ok(()),
     };
     exporter.finish().await;
-    tracing::info!(counters = %shared.counters, "stopped");
+    tracing::info!("stopped: {}", shared.counters);
     ended
 }
 
@@ -173,7 +175,7 @@ async fn stopped(signals: &mut Signals, shared: &Shared) {
     loop {
         match signals.next().await {
             Signal::Stop => return,
-            Signal::LogCounters => tracing::info!(counters = %shared.counters, "counters"),
+            Signal::LogCounters => tracing::info!("counters: {}", shared.counters),
             // Its options are all on the command line.
             Signal::Reload => tracing::info!("SIGHUP ignored: restart to apply other options"),
         }

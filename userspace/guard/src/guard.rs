@@ -259,8 +259,7 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
             signal = signals.next() => match signal {
                 Signal::Stop => break Ok(()),
                 Signal::LogCounters => {
-                    let Counts { raises, refusals, .. } = &guard.counts;
-                    tracing::info!(raises, ?refusals, "counters");
+                    tracing::info!("counters: {}", guard.counts);
                     Ok(())
                 }
                 Signal::Reload => {

@@ -98,6 +98,7 @@ use kwitness_service::privileges::{CapabilitySet, Privilege};
 pub use guard::{HEARTBEAT, Options, run};
 pub use metrics::CATALOG;
 pub use orphans::{Recovered, recover};
+pub use process::Unable;
 pub use program::{LEASE, ProgramError};
 pub use protected::Protected;
 pub use status::STATUS_SOCKET;

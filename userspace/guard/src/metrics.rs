@@ -4,6 +4,7 @@
 //! is the sign of life. No metric has a label of a container: however many are armed, the series stay as few.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -69,6 +70,14 @@ pub(crate) struct Counts {
     pub late_raises: u64,
     pub returns: u64,
     pub return_refusals: BTreeMap<&'static str, u64>,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { holds, raises, late_raises, returns, refusals, .. } = self;
+        write!(f, "holds={holds} raises={raises} late_raises={late_raises} returns={returns}")?;
+        refusals.iter().try_for_each(|(reason, count)| write!(f, " refused_{reason}={count}"))
+    }
 }
 
 impl Default for Counts {
@@ -210,6 +219,14 @@ mod tests {
             let silence = SILENCE_MAX + Duration::from_millis(1);
             assert_eq!(health(probe, silence, true).is_ok(), probe == Probe::Startup, "{probe:?}");
         }
+    }
+
+    #[test]
+    fn counts_are_fields_of_the_log() {
+        let refusals = BTreeMap::from([("atCeiling", 2), ("gone", 1)]);
+        let counts = Counts { holds: 4, raises: 1, refusals, ..Counts::default() };
+        let expected = "holds=4 raises=1 late_raises=0 returns=0 refused_atCeiling=2 refused_gone=1";
+        assert_eq!(counts.to_string(), expected);
     }
 
     #[test]

@@ -56,6 +56,13 @@ pub enum Unable {
     Clock(String),
 }
 
+impl Unable {
+    /// Whether this process has insufficient privileges.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Signal | Self::Find)
+    }
+}
+
 /// Whether this process can continue whatever is held.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 //! costs a place for two seconds, and no one waits for it but those that come when all places are taken.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -205,8 +206,12 @@ impl Client {
 pub async fn fetch(socket: &Path) -> anyhow::Result<Status> {
     let shown = socket.display();
     let request = async {
-        let client = UnixStream::connect(socket).await.with_context(|| {
-            format!("no guard answers at {shown}; start one with `kwitness guard --policy FILE`")
+        let client = UnixStream::connect(socket).await.map_err(|error| {
+            let what = match error.kind() {
+                ErrorKind::PermissionDenied => format!("cannot connect to {shown}; run with sudo"),
+                _ => format!("no guard answers at {shown}; start one with `kwitness guard --policy FILE`"),
+            };
+            anyhow::Error::from(error).context(what)
         })?;
         let mut text = Vec::new();
         client

@@ -9,6 +9,7 @@
 //! Owns when it is tried and what is said of it. Never gives up. The socket that a program is for is none of these: without it the
 //! program ends, and names the process that has it ([`Socket`](crate::Socket)).
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct Binding {
     state: BindingState,
     /// When it is tried again, and how long after that.
     next: Option<(Instant, Duration)>,
+    /// Whether another process is expected to have the address for now.
+    is_inherited: bool,
 }
 
 /// Whether an address is listened on. Clones share it.
@@ -46,7 +49,12 @@ impl BindingState {
 impl Binding {
     /// Of the address that this setting or flag names. Nothing is tried yet.
     pub fn new(setting: &'static str) -> Self {
-        Self { state: BindingState { setting, error: Arc::default() }, next: None }
+        Self { state: BindingState { setting, error: Arc::default() }, next: None, is_inherited: false }
+    }
+
+    /// Likewise, of one that a process has whose end this one waits for: that it is taken is no error yet.
+    pub fn inherited(setting: &'static str) -> Self {
+        Self { is_inherited: true, ..Self::new(setting) }
     }
 
     /// Whether it is listened on, for whoever reports problems.
@@ -66,10 +74,15 @@ impl Binding {
                 Some(listener)
             }
             Err(error) => {
+                let is_expected = self.is_inherited && is_taken(&error);
                 let error = format!("{error:#}");
                 let before = self.state.set(Some(error.clone()));
                 if before.as_ref() != Some(&error) {
-                    tracing::error!(setting, error, "not served: trying again");
+                    if is_expected {
+                        tracing::info!(setting, error, "not served while another process has the address");
+                    } else {
+                        tracing::error!(setting, error, "not served: trying again");
+                    }
                 }
                 let pause = self.next.map_or(PAUSE.0, |(_, pause)| (pause * 2).min(PAUSE.1));
                 self.next = Some((Instant::now() + pause, pause));
@@ -89,6 +102,17 @@ impl Binding {
             }
         }
     }
+}
+
+impl From<&'static str> for Binding {
+    fn from(setting: &'static str) -> Self {
+        Self::new(setting)
+    }
+}
+
+fn is_taken(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::AddrInUse)
 }
 
 #[cfg(test)]
@@ -121,6 +145,43 @@ mod tests {
         assert_eq!(attempts, 9);
         // 0.5, 1, 2, 4, 8, 16 and then 30 s each.
         assert_eq!(began.elapsed().as_secs(), 31 + 3 * 30);
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_taken_address_is_expected_of_an_inherited_one() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let logged = |mut binding: Binding, bind: &dyn Fn() -> anyhow::Result<TcpListener>| {
+            let log = Log::default();
+            let writer = log.clone();
+            let lines =
+                tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+            tracing::subscriber::with_default(lines, || assert!(binding.attempt(bind).is_none()));
+            assert!(binding.state().problem().is_some());
+            let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            (text.contains(" INFO "), text.contains("ERROR "))
+        };
+        let bind = || {
+            TcpListener::bind(address).map_err(|error| anyhow::Error::from(error).context("cannot listen"))
+        };
+        assert_eq!(logged(Binding::inherited("http.listen"), &bind), (true, false));
+        assert_eq!(logged(Binding::new("http.listen"), &bind), (false, true));
+        let refuse = || Err(anyhow::anyhow!("no such address"));
+        assert_eq!(logged(Binding::inherited("http.listen"), &refuse), (false, true));
     }
 
     #[tokio::test(start_paused = true)]

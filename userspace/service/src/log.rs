@@ -17,12 +17,13 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use kwitness_api::text::{escape, escape_json};
+use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::Registry;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::format::{DefaultFields, Writer};
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
@@ -116,14 +117,55 @@ pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Log> {
     Ok(Log { filter, _flush: guard })
 }
 
-/// The message and the fields of a line as tracing writes them, escaped.
+/// The message and the fields of a line, escaped. A value that is more than one word is quoted, so that each field can be told apart.
 struct Escaped;
 
 impl<'writer> FormatFields<'writer> for Escaped {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut text = String::new();
-        DefaultFields::new().format_fields(Writer::new(&mut text), fields)?;
-        writer.write_str(&escape(&text))
+        let mut line = Fields::default();
+        fields.record(&mut line);
+        writer.write_str(&escape(&line.0))
+    }
+}
+
+/// `message key=value key="two words"`
+#[derive(Default)]
+struct Fields(String);
+
+impl Fields {
+    /// Where a record of the `log` crate comes from.
+    const OF_LOG: [&str; 4] = ["log.target", "log.module_path", "log.file", "log.line"];
+
+    fn add(&mut self, field: &Field, value: &str) {
+        if Self::OF_LOG.contains(&field.name()) {
+            return;
+        }
+        if !self.0.is_empty() {
+            self.0.push(' ');
+        }
+        if field.name() != MESSAGE {
+            self.0 += field.name();
+            self.0.push('=');
+        }
+        self.0 += value;
+    }
+}
+
+const MESSAGE: &str = "message";
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == MESSAGE { self.add(field, value) } else { self.add(field, &format!("{value:?}")) }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        let is_word = !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c == '=' || c == '"');
+        if is_word || field.name() == MESSAGE {
+            self.add(field, &text);
+        } else {
+            self.add(field, &format!("{text:?}"));
+        }
     }
 }
 
@@ -304,6 +346,22 @@ mod tests {
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(!text.trim_end_matches('\n').chars().any(char::is_control), "{text:?}");
         assert!(!text.contains('\u{202e}') && text.matches("/kubepods/").count() == 3, "{text:?}");
+    }
+
+    #[test]
+    fn a_value_of_several_words_is_quoted() {
+        let open = Arc::new((Mutex::new(true), Condvar::new()));
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&written);
+        let gate = move || Gate { open: Arc::clone(&open), written: Arc::clone(&to) };
+        let lines = tracing_subscriber::fmt::layer().with_writer(gate).with_ansi(false).without_time();
+        let lines = lines.with_target(false).fmt_fields(Escaped);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+            let (file, counts, empty) = ("/run/k.sock", "a=1 b=2", "");
+            tracing::info!(%file, %counts, pid = 7, empty, log.target = "x", "two words");
+        });
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, " INFO two words file=/run/k.sock counts=\"a=1 b=2\" pid=7 empty=\"\"\n");
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! | `SHA256SUMS` | checksums of all the others |
 //!
 //! Every file has the time of the commit: the same sources, toolchain and C library give the same bytes. Nothing is signed here, see
-//! `docs/operations.md`.
+//! `docs/releases.md`.
 
 mod krew;
 pub mod packages;

@@ -9,9 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::run;
 use crate::step::Step;
 use crate::workspace::Cache;
+use crate::{run, step};
 
 pub struct Module {
     pub name: &'static str,
@@ -94,11 +94,13 @@ impl Module {
         if !self.keeps {
             go.env("GOCACHE", directory.join("cache"));
         }
-        run::logged(&mut go, &cache.log(&name)?).with_context(|| {
-            format!(
-                "go cannot build {package}: it needs the network, and the Go that xtask/go/{}/go.mod names",
-                self.name
-            )
+        step::expected(&format!("go build {name}"), "minutes, and go shows no progress", || {
+            run::logged(&mut go, &cache.log(&name)?).with_context(|| {
+                format!(
+                    "go cannot build {package}: it needs the network, and the Go that xtask/go/{}/go.mod names",
+                    self.name
+                )
+            })
         })
     }
 }

@@ -40,7 +40,7 @@ fn install(cache: &Cache, name: &str, version: &str, options: &[&str], path: Opt
     if found.split_whitespace().last() == Some(version) {
         return Ok(());
     }
-    step::timed(&want, || {
+    step::expected(&want, "a few minutes", || {
         let build = cache.dir(&format!("build/{name}"))?;
         let mut command = run::cargo();
         command
@@ -59,7 +59,7 @@ fn install(cache: &Cache, name: &str, version: &str, options: &[&str], path: Opt
             let all = std::iter::once(first).chain(std::env::split_paths(&paths));
             command.env("PATH", std::env::join_paths(all).context("put LLVM into PATH")?);
         }
-        run::logged(&mut command, &cache.log(name)?)
+        run::watched(&mut command, &cache.log(name)?)
             .with_context(|| format!("cargo cannot install {want}: check the network and the log"))?;
         std::fs::remove_dir_all(&build).with_context(|| format!("remove {}", build.display()))
     })

@@ -176,7 +176,8 @@ fn build(
             there.flat_map(|machine| machine.targets(test)).collect()
         }
     };
-    step::timed(&format!("build kwitness and its tests for {}", architecture.name()), || {
+    let what = format!("build kwitness and its tests for {}", architecture.name());
+    step::expected(&what, step::BUILD, || {
         let (kwitness, mut tests) = (builder.kwitness()?, builder.tests(names)?);
         tests.retain(|built| test.target.is_empty() || test.target.contains(&built.name));
         ensure!(!tests.is_empty(), "no integration tests of these names: {}", test.target.join(", "));

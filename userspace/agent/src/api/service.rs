@@ -1,6 +1,7 @@
 //! The methods of `kwitness.v1alpha1.Kwitness`. Each answer is put together here from what the hub, the engine and the resolver
 //! know; nothing is remembered from one call to the next.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct DaemonInfo {
     pub started: KernelTime,
     /// The configuration file in use.
     pub config_file: Option<PathBuf>,
+    /// The settings in use, each as the file writes it.
+    pub settings: BTreeMap<&'static str, String>,
     /// The socket that it serves.
     pub socket: PathBuf,
     /// The node's name.
@@ -376,8 +379,7 @@ impl Kwitness for Service {
         _: Request<proto::StatusRequest>,
     ) -> Result<Response<proto::StatusResponse>, Status> {
         let report = self.engine.report().await?;
-        let DaemonInfo { started, config_file, socket, node_name, capabilities, subtree, bindings } =
-            &*self.info;
+        let info = &*self.info;
         let clock = Clock::read();
         let mut counters = report.counters;
         counters.extend(self.resolver.counters());
@@ -389,30 +391,32 @@ impl Kwitness for Service {
         Ok(Response::new(proto::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.hub.position().epoch.0.to_string(),
-            started_at: Some(clock.wall(*started)),
-            kernel_release: capabilities.kernel.clone(),
-            node_name: node_name.clone(),
+            started_at: Some(clock.wall(info.started)),
+            kernel_release: info.capabilities.kernel.clone(),
+            node_name: info.node_name.clone(),
             journal: Some(self.hub.extent()),
-            capabilities: capabilities.reports.iter().map(capability).collect(),
+            capabilities: info.capabilities.reports.iter().map(capability).collect(),
             programs: report.programs.iter().map(program).collect(),
             lost: report.lost,
             counters,
             runtime: Some(self.resolver.status()),
             containers: u32::try_from(report.containers).unwrap_or(u32::MAX),
             watchers: self.admission.active(Call::Watch),
-            cgroup_subtree: subtree.clone(),
-            uptime_seconds: clock.now().0.saturating_sub(started.0) / 1_000_000_000,
-            config_file: config_file.as_ref().map(|path| path.display().to_string()),
-            socket: socket.display().to_string(),
+            cgroup_subtree: info.subtree.clone(),
+            uptime_seconds: clock.now().0.saturating_sub(info.started.0) / 1_000_000_000,
+            config_file: info.config_file.as_ref().map(|path| path.display().to_string()),
+            socket: info.socket.display().to_string(),
             resident_bytes: resident_bytes(),
             calls: self.admission.limits(),
-            problems: bindings
+            problems: info
+                .bindings
                 .iter()
                 .filter_map(unserved)
                 .chain(report.problems.iter().map(problem))
                 .collect(),
             kubernetes: kubernetes.map(|kubernetes| kubernetes.status(clock)),
             privileges: privileges::held(),
+            settings: info.settings.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
         }))
     }
 }

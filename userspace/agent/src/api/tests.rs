@@ -155,6 +155,7 @@ impl Served {
         let info = DaemonInfo {
             started: KernelTime(0),
             config_file: Some("/etc/kwitness/config.toml".into()),
+            settings: BTreeMap::from([("kernel.pin", "\"off\"".to_owned())]),
             socket: path.clone(),
             node_name: "node-1".into(),
             capabilities: Capabilities {
@@ -328,6 +329,7 @@ async fn list_and_status() {
     assert_eq!((journal.first_seq, journal.last_seq, journal.capacity), (1, 1, 64));
     assert_eq!(journal.capacity_bytes, 1 << 20);
     assert_eq!(status.config_file.as_deref(), Some("/etc/kwitness/config.toml"));
+    assert_eq!(status.settings, BTreeMap::from([("kernel.pin".to_owned(), "\"off\"".to_owned())]));
     assert_eq!(status.socket, served.path.display().to_string());
     assert!(status.uptime_seconds > 0 && status.resident_bytes.is_some_and(|bytes| bytes > 0), "{status:?}");
     assert_eq!(status.calls.len(), Call::ALL.len());

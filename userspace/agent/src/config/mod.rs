@@ -6,6 +6,7 @@
 
 mod addresses;
 mod calls;
+mod flag;
 mod labels;
 mod settings;
 mod units;
@@ -29,6 +30,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub use calls::{Call, MaxCalls};
+pub use flag::Flag;
 pub use labels::Labels;
 pub use settings::{SETTINGS, Setting};
 
@@ -50,6 +52,8 @@ pub struct Config {
     pub api_listen: Option<SocketAddr>,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
+    /// Each setting that has a value, defaults included, as the file writes it.
+    pub settings: BTreeMap<&'static str, String>,
     /// How many calls of each kind may be active at a time.
     pub max_calls: MaxCalls,
     /// The part of the cgroup hierarchy that is watched.
@@ -106,8 +110,12 @@ pub enum RuntimeChoice {
 /// Where a value came from: named in error messages.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
-    File { path: PathBuf, line: usize },
-    Flag,
+    File {
+        path: PathBuf,
+        line: usize,
+    },
+    /// As it was typed.
+    Flag(String),
 }
 
 /// One error.
@@ -128,7 +136,7 @@ impl fmt::Display for Problems {
         for Problem { origin, message } in &self.0 {
             match origin {
                 Origin::File { path, line } => write!(f, "\n  {}:{line}: {message}", path.display())?,
-                Origin::Flag => write!(f, "\n  --set {message}")?,
+                Origin::Flag(typed) => write!(f, "\n  {typed}: {message}")?,
             }
         }
         Ok(())
@@ -141,6 +149,7 @@ impl Default for Config {
             socket: PathBuf::new(),
             api_listen: None,
             file: None,
+            settings: BTreeMap::new(),
             max_calls: MaxCalls::default(),
             subtree: Subtree::default(),
             any_pid_namespace: false,
@@ -166,17 +175,18 @@ impl Default for Config {
             let Some(default) = setting.default else { continue };
             let applied = parse_value(default).and_then(|value| (setting.apply)(&mut config, &value));
             debug_assert_eq!(applied, Ok(()), "default of {}", setting.key);
+            config.settings.insert(setting.key, default.to_owned());
         }
         config
     }
 }
 
 impl Config {
-    /// Reads `file`, or [`DEFAULT_FILE`] if that exists, then applies `flags` ("key=value"), which win.
+    /// Reads `file`, or [`DEFAULT_FILE`] if that exists, then applies `flags`, which win.
     ///
     /// # Errors
     /// All errors of all of them; a `file` that was named and cannot be read.
-    pub fn load(file: Option<&Path>, flags: &[String]) -> anyhow::Result<Self> {
+    pub fn load(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Self> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         let text = match read(path) {
             Ok(text) => Some(text),
@@ -193,27 +203,45 @@ impl Config {
         Ok(Self { file: text.is_some().then(|| path.to_owned()), ..config })
     }
 
-    fn parse(file: Option<(&Path, &str)>, flags: &[String]) -> Result<Self, Problems> {
+    /// That of a daemon, by the settings that its status reports: what this release does not know of them is left out.
+    pub fn of_daemon(settings: &BTreeMap<String, String>) -> Self {
+        let mut config = Self::default();
+        for setting in SETTINGS {
+            let Some(text) = settings.get(setting.key) else { continue };
+            if parse_value(text).and_then(|value| (setting.apply)(&mut config, &value)).is_ok() {
+                config.settings.insert(setting.key, text.clone());
+            }
+        }
+        config
+    }
+
+    fn parse(file: Option<(&Path, &str)>, flags: &[Flag]) -> Result<Self, Problems> {
         let mut problems = Vec::new();
         let mut given = BTreeMap::new();
         if let Some((path, text)) = file {
             read_file(path, text, &mut given, &mut problems);
         }
         for flag in flags {
-            match read_flag(flag) {
+            let origin = Origin::Flag(flag.to_string());
+            match flag.read() {
                 Ok((setting, value)) => {
-                    given.insert(setting.key, (Origin::Flag, value));
+                    given.insert(setting.key, (origin, value));
                 }
-                Err(message) => problems.push(Problem { origin: Origin::Flag, message }),
+                Err(message) => problems.push(Problem { origin, message }),
             }
         }
         let mut config = Self::default();
         for setting in SETTINGS {
             let Some((origin, value)) = given.remove(setting.key) else { continue };
             if let Err(wrong) = (setting.apply)(&mut config, &value) {
-                let message = format!("{} = {value}: {wrong}; expected {}", setting.key, setting.expects);
+                let wrong = format!("{wrong}; expected {}", setting.expects);
+                let message = match &origin {
+                    Origin::File { .. } => format!("{} = {value}: {wrong}", setting.key),
+                    Origin::Flag(_) => wrong,
+                };
                 problems.push(Problem { origin, message });
             }
+            config.settings.insert(setting.key, value.to_string());
         }
         problems.sort_by(|a, b| a.origin.cmp(&b.origin));
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
@@ -251,13 +279,13 @@ fn read_file(path: &Path, text: &str, given: &mut Given, problems: &mut Vec<Prob
         let origin = at(value.span());
         let read = find(&key).and_then(|setting| {
             let value = toml::Value::deserialize(value.clone().into_deserializer());
-            Ok((setting, value.map_err(|error| format!("{key}: {}", error.message()))?))
+            Ok((setting, value.map_err(|error| error.message().to_owned())?))
         });
         match read {
             Ok((setting, value)) => {
                 given.insert(setting.key, (origin, value));
             }
-            Err(message) => problems.push(Problem { origin, message }),
+            Err(wrong) => problems.push(Problem { origin, message: format!("{key}: {wrong}") }),
         }
     }
 }
@@ -278,15 +306,6 @@ fn flatten<'a, 'i>(prefix: &str, table: &'a DeTable<'i>) -> Vec<(String, &'a Spa
     leaves
 }
 
-fn read_flag(flag: &str) -> Result<(&'static Setting, toml::Value), String> {
-    let (key, text) = flag.split_once('=').ok_or_else(|| format!("{flag}: not of the form KEY=VALUE"))?;
-    let (key, text) = (key.trim(), text.trim());
-    let setting = find(key)?;
-    // A bare word is a string, so that the shell's quotes are enough.
-    let value = parse_value(text).unwrap_or_else(|_| toml::Value::String(text.to_owned()));
-    Ok((setting, value))
-}
-
 /// A value as the file writes it.
 fn parse_value(text: &str) -> Result<toml::Value, String> {
     toml::de::ValueDeserializer::parse(text)
@@ -305,17 +324,19 @@ fn find(key: &str) -> Result<&'static Setting, String> {
     let closer = |a: &&Setting, b: &&Setting| both(a).partial_cmp(&both(b)).unwrap_or(Ordering::Equal);
     let best = SETTINGS.iter().max_by(closer).filter(|best| near(best) > 0.75);
     Err(match best {
-        Some(setting) => format!("{key}: no such setting; did you mean {}?", setting.key),
-        None => format!("{key}: no such setting; `kwitness man` lists them"),
+        Some(setting) => format!("no such setting; did you mean {}?", setting.key),
+        None => "no such setting; `kwitness man` lists them".to_owned(),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use kwitness_service::log::LEVELS;
+
     use super::*;
 
     fn parse(text: &str, flags: &[&str]) -> Result<Config, String> {
-        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let flags: Vec<_> = flags.iter().map(|flag| Flag::Set((*flag).to_owned())).collect();
         Config::parse(Some((Path::new("c.toml"), text)), &flags).map_err(|problems| problems.to_string())
     }
 
@@ -385,6 +406,43 @@ qqq = 1
         insta::assert_snapshot!(
             parse(text, &["api.socket=run.sock", "log.format", "log.level=loud=very=x"]).unwrap_err()
         );
+    }
+
+    #[test]
+    fn an_error_names_the_flag_as_it_was_typed() {
+        let named = |name, key, value: &str| Flag::Named { name, key, value: value.to_owned() };
+        let flags = [
+            Flag::Set("kernel.pin=maybe".to_owned()),
+            named("--log-level", "log.level", "loud"),
+            named("--socket", "api.socket", "run.sock"),
+        ];
+        let text = Config::parse(None, &flags).unwrap_err().to_string();
+        let lines: Vec<_> = text.lines().skip(1).map(str::trim).collect();
+        assert_eq!(lines[0], "--log-level loud: unknown level \"loud\"; expected ".to_owned() + LEVELS);
+        let expected = "--set kernel.pin=maybe: unknown value; expected \"auto\" or \"off\"";
+        assert_eq!(lines[1], expected);
+        assert!(lines[2].starts_with("--socket run.sock: it is not an absolute path; "), "{text}");
+        let text = parse("[kernel]\npin = \"maybe\"\n", &[]).unwrap_err();
+        let expected = "c.toml:2: kernel.pin = \"maybe\": unknown value; expected \"auto\" or \"off\"";
+        assert!(text.ends_with(expected), "{text}");
+        let text = parse("", &["kernel.pinn=off"]).unwrap_err();
+        assert!(text.ends_with("--set kernel.pinn=off: no such setting; did you mean kernel.pin?"), "{text}");
+    }
+
+    #[test]
+    fn the_settings_in_use_are_a_configuration() {
+        let config =
+            parse("[kernel]\npin = \"off\"\nroots = [\"docker-\"]\n", &["kubelet.directory=/k"]).unwrap();
+        let mut settings: BTreeMap<String, String> =
+            config.settings.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        assert_eq!(settings["log.level"], "\"info\"", "a default");
+        assert_eq!(settings.get("node.name"), None, "not set");
+        settings.insert("of.another.release".to_owned(), "1".to_owned());
+        settings.insert("pressure.mode".to_owned(), "\"as another release has it\"".to_owned());
+        let read = Config::of_daemon(&settings);
+        assert_eq!((read.pin, &*read.kubelet_directory), (false, Path::new("/k")));
+        assert_eq!(read.probe.roots, config.probe.roots);
+        assert!(read.pressure, "the default");
     }
 
     #[test]

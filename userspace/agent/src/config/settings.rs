@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use toml::Value;
 
 use super::addresses::{loopback, socket};
-use super::units::{absolute, count, counts, non_zero, parsed, size, text};
+use super::units::{absolute, boolean, choice, count, counts, non_zero, parsed, size, text};
 use super::{Call, Config, Labels, RuntimeChoice};
 use crate::cgroupfs::SubtreeError;
 use crate::probe::capability::Exclusion;
@@ -174,7 +174,7 @@ pub const SETTINGS: &[Setting] = &[
                     "namespace" => labels.namespace = true,
                     "pod" => labels.pod = true,
                     "container" => labels.container = true,
-                    other => return Err(format!("\"{other}\" is none of these")),
+                    other => return Err(format!("unknown value \"{other}\"")),
                 }
             }
             config.metrics_labels = labels;
@@ -283,7 +283,7 @@ pub const SETTINGS: &[Setting] = &[
         doc: "With kernel lockdown, observe limit writes at every write(2) of the node: values and refused writes \
               are then recorded, and each write(2) is about 12 % slower.",
         apply: |config, value| {
-            config.probe.syscalls = value.as_bool().ok_or("it is neither")?;
+            config.probe.syscalls = boolean(value)?;
             Ok(())
         },
     },
@@ -294,11 +294,7 @@ pub const SETTINGS: &[Setting] = &[
         doc: "`any` also lets the daemon start outside the node's PID namespace (a pod without `hostPID: true`). \
               Processes that existed before the daemon are then not identified, and PIDs are the host's.",
         apply: |config, value| {
-            config.any_pid_namespace = match text(value)? {
-                "host" => false,
-                "any" => true,
-                _ => return Err("it is neither".to_owned()),
-            };
+            config.any_pid_namespace = choice(value, &[("host", false), ("any", true)])?;
             Ok(())
         },
     },
@@ -310,11 +306,7 @@ pub const SETTINGS: &[Setting] = &[
               rings hold it, and the next daemon reports it. auto needs a BPF file system, and does without where there is \
               none. `kwitness uninstall-pins` removes what is left.",
         apply: |config, value| {
-            config.pin = match text(value)? {
-                "auto" => true,
-                "off" => false,
-                _ => return Err("it is neither".to_owned()),
-            };
+            config.pin = choice(value, &[("auto", true), ("off", false)])?;
             Ok(())
         },
     },
@@ -335,12 +327,8 @@ pub const SETTINGS: &[Setting] = &[
         doc: "What the probes log of their own decisions, for diagnostics. They are the log's target `kwitness_probes`: \
               debug also needs a log.level such as `info,kwitness_probes=debug`.",
         apply: |config, value| {
-            config.probe.log = match text(value)? {
-                "off" => ProbeLog::Off,
-                "warn" => ProbeLog::Warn,
-                "debug" => ProbeLog::Debug,
-                _ => return Err("it is none of these".to_owned()),
-            };
+            let logs = [("off", ProbeLog::Off), ("warn", ProbeLog::Warn), ("debug", ProbeLog::Debug)];
+            config.probe.log = choice(value, &logs)?;
             Ok(())
         },
     },
@@ -351,11 +339,7 @@ pub const SETTINGS: &[Setting] = &[
         doc: "Whether `pressure` is reported: memory usage crossed a threshold of its limit. auto sees each charge of memory \
               where the kernel allows it, and samples usage, more often the nearer the limit.",
         apply: |config, value| {
-            config.pressure = match text(value)? {
-                "auto" => true,
-                "off" => false,
-                _ => return Err("it is neither".to_owned()),
-            };
+            config.pressure = choice(value, &[("auto", true), ("off", false)])?;
             Ok(())
         },
     },
@@ -412,7 +396,7 @@ pub const SETTINGS: &[Setting] = &[
         doc: "Watch this node's pods (`node.name`) in the Kubernetes API, to show what it says beside what the kernel has. \
               Needs `get`, `list` and `watch` of `pods`; changes no verdict.",
         apply: |config, value| {
-            let enabled = value.as_bool().ok_or("it is neither")?;
+            let enabled = boolean(value)?;
             if enabled && !cfg!(feature = "kubernetes") {
                 return Err("this build has no client of the Kubernetes API".to_owned());
             }
@@ -460,11 +444,7 @@ pub const SETTINGS: &[Setting] = &[
         default: Some(r#""text""#),
         doc: "How log lines are written. Text has no time of its own where journald adds one.",
         apply: |config, value| {
-            config.log_format = match text(value)? {
-                "text" => LogFormat::Text,
-                "json" => LogFormat::Json,
-                _ => return Err("it is neither".to_owned()),
-            };
+            config.log_format = choice(value, &[("text", LogFormat::Text), ("json", LogFormat::Json)])?;
             Ok(())
         },
     },

@@ -1,4 +1,4 @@
-//! Values: sizes with units, whole numbers within a range, texts and paths. Never a setting's meaning.
+//! Values: sizes with units, whole numbers within a range, words, texts and paths. Never a setting's meaning.
 
 use std::fmt::Display;
 use std::num::NonZeroU32;
@@ -52,6 +52,18 @@ pub(super) fn text(value: &Value) -> Result<&str, String> {
         Some(text) => Ok(text),
         None => Err(wrong_type(value)),
     }
+}
+
+/// One of these words.
+pub(super) fn choice<T: Copy>(value: &Value, words: &[(&str, T)]) -> Result<T, String> {
+    let found = text(value)?;
+    let word = words.iter().find(|(word, _)| *word == found);
+    word.map(|(_, meaning)| *meaning).ok_or_else(|| "unknown value".to_owned())
+}
+
+/// True or false.
+pub(super) fn boolean(value: &Value) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| wrong_type(value))
 }
 
 /// A list of strings that each read as a `T`.

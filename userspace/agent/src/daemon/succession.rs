@@ -21,6 +21,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{ledger, lock_file};
 use crate::config::Config;
 use crate::metrics::{Metrics, Stage};
+use crate::probe::environment::{PRIVILEGES_REMEDY, missing_privileges};
 use crate::probe::{Advised, pins};
 
 /// When a daemon that is signalled to stop removes what it keeps for the next one.
@@ -135,8 +136,14 @@ pub(super) fn end(config: &Config, lock: InstanceLock, unpin: Unpin) -> anyhow::
 /// that runs with other pins stays.
 ///
 /// # Errors
-/// A daemon runs with these, or something cannot be removed.
+/// This process may not see what is there, a daemon runs with these, or something cannot be removed.
 pub fn uninstall(config: &Config) -> anyhow::Result<Vec<PathBuf>> {
+    // What it may not see would look like nothing.
+    let missing = missing_privileges();
+    if !missing.is_empty() {
+        let found = format!("what daemons leave cannot be seen or removed: missing {}", missing.join(", "));
+        return Err(Advised { found, remedy: Some(PRIVILEGES_REMEDY), is_denied: true }.into());
+    }
     let mut removed = remove_pins(config)?;
     if ledger(config).directory.exists() {
         match InstanceLock::acquire(&lock_file(&config.socket)) {

@@ -143,17 +143,24 @@ pub struct Advised {
     pub found: String,
     /// What to do next.
     pub remedy: Option<&'static str>,
+    /// Whether this process has insufficient privileges.
+    pub is_denied: bool,
 }
 
 impl From<ProbeError> for Advised {
     fn from(error: ProbeError) -> Self {
-        Self { found: error_chain(&error), remedy: error.remedy() }
+        let is_denied = matches!(error, ProbeError::Unprivileged { .. });
+        Self { found: error_chain(&error), remedy: error.remedy(), is_denied }
     }
 }
 
 impl From<&Unpinned> for Advised {
     fn from(error: &Unpinned) -> Self {
-        Self { found: error_chain(error), remedy: error.remedy() }
+        let is_denied = match error {
+            Unpinned::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            _ => false,
+        };
+        Self { found: error_chain(error), remedy: error.remedy(), is_denied }
     }
 }
 

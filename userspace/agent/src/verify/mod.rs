@@ -16,6 +16,7 @@ mod kubelet;
 mod levels;
 mod prove;
 mod runtime;
+mod selection;
 mod targets;
 mod wait;
 
@@ -41,6 +42,7 @@ use crate::reported::Reported;
 use crate::reported::desired::Desired;
 use kubelet::{Checkpoint, CheckpointFile};
 use runtime::RuntimeLimits;
+use selection::Selection;
 use targets::Target;
 use wait::STATUS_AGE;
 
@@ -84,11 +86,6 @@ impl VerifyReport {
         let is_open =
             |verdict: &Verdict| matches!(verdict, Verdict::Pending { .. } | Verdict::OverLimit { .. });
         self.judged.iter().any(|(_, judged)| is_open(&judged.judgement.verdict))
-    }
-
-    /// The pod of the first container.
-    fn pod(&self) -> Option<&PodUid> {
-        self.judged.iter().find_map(|(subject, _)| pod_uid(subject.as_deref()?))
     }
 
     /// The pods of which the Kubernetes API says something else than the kernel, as far as it was only watched; and what of them is
@@ -322,13 +319,51 @@ impl Verifier {
     /// Judges those in the scope that pass the filter, once.
     async fn look(&self, look: Look<'_>, scope: VerdictScope) -> Result<VerifyReport, VerifyError> {
         // A pod's verdict takes all its containers: one of them alone does not say what the pod needs.
-        let pods = !look.filter.asks_for_containers() && !matches!(scope, VerdictScope::Container(_));
-        let subjects =
-            Subjects::new(self.engine.subjects(scope).await?, |subject| selects(look.filter, subject));
+        let pods = !matches!(scope, VerdictScope::Container(_));
+        let subjects = self.subjects(look.filter, [scope]).await?;
+        self.look_at_subjects(look, &subjects, pods).await
+    }
+
+    /// Judges what is selected, once, and notes what that is.
+    async fn look_at_selected(
+        &self,
+        look: Look<'_>,
+        selection: &mut Selection,
+    ) -> Result<VerifyReport, VerifyError> {
+        let mut subjects = self.subjects(look.filter, selection.scopes()).await?;
+        if subjects.apps.is_empty() && selection.is_narrowed() {
+            // All of it has ended: another pod may have the name now.
+            *selection = Selection::of(look.filter);
+            subjects = self.subjects(look.filter, selection.scopes()).await?;
+        }
+        selection.narrow(&subjects.apps);
+        self.look_at_subjects(look, &subjects, true).await
+    }
+
+    async fn subjects(
+        &self,
+        filter: &Filter,
+        scopes: impl IntoIterator<Item = VerdictScope>,
+    ) -> Result<Subjects, Stopped> {
+        let mut all = Vec::new();
+        for scope in scopes {
+            all.extend(self.engine.subjects(scope).await?);
+        }
+        Ok(Subjects::new(all, |subject| selects(filter, subject)))
+    }
+
+    /// Judges these containers, and with `pods` their pods, unless the filter selects single containers.
+    async fn look_at_subjects(
+        &self,
+        look: Look<'_>,
+        subjects: &Subjects,
+        pods: bool,
+    ) -> Result<VerifyReport, VerifyError> {
         if subjects.apps.is_empty() {
             return Err(VerifyError::NoContainer);
         }
-        let sources = self.sources(&subjects, look.status_age).await;
+        let pods = pods && !look.filter.asks_for_containers();
+        let sources = self.sources(subjects, look.status_age).await;
         let targets = self.targets(&subjects.apps, look.desired, &sources, pods);
         let judged = self.judge(targets, look.deadline, look.requester).await?;
         Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable })

@@ -12,7 +12,7 @@ use kwitness_core::node::Node;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::wait::{PAUSE_MIN, changed, concerned};
+use super::wait::{PAUSE_MIN, changed};
 use super::*;
 use crate::config::RuntimeChoice;
 use crate::cri;
@@ -53,21 +53,34 @@ async fn changes_that_come_before_a_look_may_come_are_one() {
     assert_eq!(all, these(&[VerdictScope::All]), "likewise, once the first has come");
 }
 
+/// After its first look, which found these.
+fn selection(filter: proto::Filter, found: &[u64]) -> Selection {
+    let mut selection = Selection::of(&Filter::try_from(filter).unwrap());
+    let apps: Vec<App> = found.iter().map(|number| (member(*number, "app"), State::Running)).collect();
+    selection.narrow(&apps);
+    selection
+}
+
 #[test]
-fn a_call_about_one_container_looks_at_no_other_when_limits_change() {
+fn a_call_looks_at_what_it_is_about_and_at_no_other_when_limits_change() {
     use VerdictScope::{All, Container, Pod};
-    let container = |id: &str| Container(ContainerId(id.into()));
-    let pod = |uid: &str| PodUid(uid.into());
-    let (own, its_pod) = (container("a"), pod("u"));
-    let after = |changed: &[VerdictScope]| {
-        concerned(&own, Some(&its_pod), changed.iter().cloned().collect()).into_iter().collect::<Vec<_>>()
+    let container = |number: u64| Container(member(number, "app").container_id.clone());
+    let pod = |uid: &str| Pod(PodUid(uid.into()));
+    let after = |selection: &Selection, changed: &[VerdictScope]| {
+        selection.concerned(changed.iter().cloned().collect()).into_iter().collect::<Vec<_>>()
     };
-    assert_eq!(after(&[container("b"), Pod(pod("v"))]), []);
-    for changed in [container("a"), Pod(pod("u")), All] {
-        assert_eq!(after(&[container("b"), changed]), std::slice::from_ref(&own));
+    let id = member(7, "app").container_id.0.to_string();
+    let one = selection(proto::Filter { containers: vec![id], ..Default::default() }, &[7]);
+    assert_eq!(after(&one, &[container(8), pod("v")]), []);
+    for changed in [container(7), pod("u"), All] {
+        assert_eq!(after(&one, &[container(8), changed]), [container(7)]);
     }
-    let changed = BTreeSet::from([container("b"), Pod(pod("v"))]);
-    assert_eq!(concerned(&All, None, changed.clone()), changed);
+    let by_pod = selection(proto::Filter { pods: vec!["u".to_owned()], ..Default::default() }, &[7, 8]);
+    assert_eq!(after(&by_pod, &[container(9), pod("v")]), []);
+    assert_eq!(after(&by_pod, &[container(9), container(8), pod("u")]), [container(8), pod("u")]);
+    assert_eq!(after(&by_pod, &[All]), [pod("u")]);
+    let everything = selection(proto::Filter::default(), &[7]);
+    assert_eq!(after(&everything, &[container(9), pod("v")]), [container(9), pod("v")]);
 }
 
 #[test]
@@ -346,4 +359,45 @@ async fn a_call_that_names_one_container_requests_no_other_however_long_it_waits
     drop(verifier);
     let looks = serving.await.unwrap();
     assert!(looks >= 2, "at first and for good: {looks}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_a_pod_lists_all_containers_at_first_and_for_good_only() {
+    let tree = tempfile::tempdir().unwrap();
+    let (engine, mut requests) = Handle::new();
+    let verifier = verifier(tree.path(), engine);
+    let filter = proto::Filter { pods: vec!["u".to_owned()], ..Default::default() };
+    let filter = Filter::try_from(filter).unwrap();
+    let queue = verifier.queue.clone();
+    let serving = tokio::spawn(async move {
+        let mut node = Node::new(Bounds::default());
+        let mut scopes = Vec::new();
+        while let Some(request) = requests.recv().await {
+            match request {
+                Request::Subjects(scope, answer) => {
+                    if scopes.is_empty() {
+                        // A change that concerns every call has it look again.
+                        queue.push(VerdictScope::All);
+                    }
+                    scopes.push(scope);
+                    answer.send(vec![(member(7, "app"), State::Running)]).unwrap();
+                }
+                Request::Judge(evidence, answer) => {
+                    let observe = |of| {
+                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
+                    };
+                    answer.send(evidence.into_iter().map(observe).collect()).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        scopes
+    });
+    let desired = [memory_by(Source::Client, 4096)];
+    verifier.verify(&filter, &desired, Duration::from_secs(2)).await.unwrap();
+    drop(verifier);
+    let scopes = serving.await.unwrap();
+    let (all, pod) = (VerdictScope::All, VerdictScope::Pod(PodUid("u".into())));
+    assert_eq!((scopes.first(), scopes.last()), (Some(&all), Some(&all)));
+    assert!(scopes.len() > 2 && scopes[1..scopes.len() - 1].iter().all(|scope| *scope == pod), "{scopes:?}");
 }

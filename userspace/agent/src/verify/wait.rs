@@ -5,13 +5,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use kwitness_core::model::{KernelTime, PodUid, Requester, VerdictScope};
+use kwitness_core::model::{KernelTime, Requester, VerdictScope};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::Instant;
 
-use super::{CHANGES_SHARE, Look, Verifier, VerifyError, VerifyReport, now};
-use crate::hub::{Filter, scope_of};
+use super::{CHANGES_SHARE, Look, Selection, Verifier, VerifyError, VerifyReport, now};
+use crate::hub::Filter;
 use crate::reported::desired::Desired;
 
 /// Between two looks of a call that waits, at least: changes that follow each other fast are one.
@@ -31,10 +31,10 @@ impl Verifier {
         desired: &[Desired],
         wait: Duration,
     ) -> Result<VerifyReport, VerifyError> {
-        let scope = scope_of(filter);
+        let mut selection = Selection::of(filter);
         let last = Look::last(filter, desired, Duration::ZERO);
         if wait.is_zero() {
-            return self.look(last, scope).await;
+            return self.look_at_selected(last, &mut selection).await;
         }
         let until = Instant::now() + wait;
         let nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
@@ -42,28 +42,32 @@ impl Verifier {
         let look = Look { requester: Requester::Client, deadline, status_age: STATUS_AGE, ..last };
         let mut changes = self.queue.changes();
         let began = Instant::now();
-        let mut report = self.look(look, scope.clone()).await?;
+        let mut report = self.look_at_selected(look, &mut selection).await?;
         let mut cost = began.elapsed();
-        // No look after an event comes before.
-        let mut earliest = Instant::now();
+        // No look after an event comes before; and events put the next look without one off no further.
+        let (mut earliest, mut looked) = (Instant::now(), Instant::now());
         while !report.all_in_force() {
             if Instant::now() >= until {
-                return self.look(last, scope).await;
+                // Whatever passes the filter by now.
+                return self.look_at_selected(last, &mut Selection::of(filter)).await;
             }
             let waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
             let pause = RECHECK_MIN.max(cost.saturating_mul(RECHECK_SHARE).saturating_mul(waiting));
-            let recheck = Instant::now() + pause;
-            let changed = changed(&mut changes, earliest, recheck.min(until)).await;
+            let recheck = looked + pause;
+            let changed = if Instant::now() < recheck {
+                changed(&mut changes, earliest, recheck.min(until)).await
+            } else {
+                None
+            };
             let began = Instant::now();
             match changed {
                 None if began >= until => {}
                 None => {
-                    report = self.look(look, scope.clone()).await?;
-                    cost = began.elapsed();
+                    report = self.look_at_selected(look, &mut selection).await?;
+                    (cost, looked) = (began.elapsed(), Instant::now());
                 }
                 Some(changed) => {
-                    let changed = concerned(&scope, report.pod(), changed);
-                    report.renew(self.look_at_each(look, changed).await?);
+                    report.renew(self.look_at_each(look, selection.concerned(changed)).await?);
                     earliest = Instant::now()
                         + began.elapsed().saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
                 }
@@ -71,24 +75,6 @@ impl Verifier {
         }
         Ok(report)
     }
-}
-
-/// What a call of that scope, about that pod if it is one container's, looks at after these changes.
-pub(super) fn concerned(
-    scope: &VerdictScope,
-    pod: Option<&PodUid>,
-    changed: BTreeSet<VerdictScope>,
-) -> BTreeSet<VerdictScope> {
-    if *scope == VerdictScope::All {
-        return changed;
-    }
-    let concerns = |of: &VerdictScope| match of {
-        VerdictScope::Container(_) => of == scope,
-        // A level above its own bounds it, too.
-        VerdictScope::Pod(uid) => pod.is_none_or(|pod| pod == uid),
-        VerdictScope::All => true,
-    };
-    changed.iter().any(concerns).then(|| scope.clone()).into_iter().collect()
 }
 
 /// The scopes that change until then, all of those that change at the same time or before a look may come; none: nothing does.

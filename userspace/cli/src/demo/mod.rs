@@ -1,4 +1,4 @@
-//! `kwitness demo`: a recorded incident, played in half a minute. No daemon, no cluster, no privileges.
+//! `kwitness demo`: a recorded incident, played in a quarter of a minute. No daemon, no cluster, no privileges.
 //!
 //! The recording is one of a real node. `userspace/agent/examples/incident.rs` says which, and makes it.
 
@@ -9,6 +9,7 @@ use kwitness_api::recording::Recording;
 use kwitness_api::{EventKind, Source, proto};
 
 use crate::args::Demo;
+use crate::connect;
 use crate::exit::Code;
 use crate::options::Filter;
 use crate::output::{Format, Output, note};
@@ -34,12 +35,6 @@ pub async fn run(options: Demo) -> anyhow::Result<Code> {
     let node = source.recording().map(|recording| recording.header().node.clone()).unwrap_or_default();
     let times = Times::new(TimeFormat::Clock, true);
     let mut out = Output::new();
-    out.line(&format!(
-        "A recording of node {node}: what happened to the pod {POD}, in {} s.",
-        LENGTH.as_secs()
-    ))?;
-    out.line("")?;
-    out.flush()?;
     let filter = proto::Filter { pods: vec![POD.to_owned()], ..Default::default() };
     let request = proto::WatchRequest { filter: Some(filter), ..Default::default() };
     let mut events = Vec::new();
@@ -48,7 +43,12 @@ pub async fn run(options: Demo) -> anyhow::Result<Code> {
         events.extend(batch.into_iter().filter(is_shown));
     }
     let pauses = pauses(&events);
-    let mut printer = crate::events::Printer::new(Format::Table, times, false);
+    out.line(&title(&node, &events, (!options.no_wait).then(|| pauses.iter().sum())))?;
+    out.line("")?;
+    out.flush()?;
+    // All of it was on one day.
+    let clock = times.as_of(connect::now(&source));
+    let mut printer = crate::events::Printer::new(Format::Table, clock, false).wrapping();
     printer.room(&events);
     for (event, pause) in events.iter().zip(pauses) {
         if !options.no_wait {
@@ -70,6 +70,15 @@ pub async fn run(options: Demo) -> anyhow::Result<Code> {
     out.line(&format!("$ kwitness timeline {POD} --file incident.kwr -o html > {POD}.html"))?;
     out.flush()?;
     Ok(Code::Success)
+}
+
+/// What is shown, how long that took then, and how long it takes now.
+fn title(node: &str, events: &[proto::Event], played: Option<Duration>) -> String {
+    let span = events.first().zip(events.last());
+    let took = span.map_or(0, |(first, last)| last.kernel_time.saturating_sub(first.kernel_time));
+    let took = Duration::from_nanos(took).as_secs();
+    let played = played.map_or(String::new(), |played| format!(", played in {}", played.as_secs()));
+    format!("A recording of node {node}: {took} seconds of the pod {POD}{played}.")
 }
 
 /// The recording.
@@ -135,5 +144,16 @@ mod tests {
         let pauses = pauses(&[event(5), event(hour), event(hour / 2), event(2 * hour)]);
         assert_eq!(pauses[0], Duration::ZERO);
         assert!(pauses.iter().sum::<Duration>() <= LENGTH && pauses.iter().all(|pause| *pause <= PAUSE_MAX));
+    }
+
+    #[test]
+    fn the_title_says_how_long_it_took_and_how_long_it_is_played() {
+        let event =
+            |seconds: u64| proto::Event { kernel_time: seconds * 1_000_000_000, ..Default::default() };
+        let events = [event(5), event(9), event(33)];
+        let played = Some(Duration::from_millis(15_100));
+        let expected = "A recording of node n: 28 seconds of the pod greedy, played in 15.";
+        assert_eq!(title("n", &events, played), expected);
+        assert_eq!(title("n", &events, None), "A recording of node n: 28 seconds of the pod greedy.");
     }
 }

@@ -160,8 +160,8 @@ impl Command {
     /// The pods that it is about; without a namespace, those of the default one.
     pub fn filter(&self, default: &str) -> Filter {
         let (filter, all) = match self {
-            Self::Events(options) => (options.filter(), options.filter.all_namespaces),
-            Self::Ps(options) => (options.filter(), options.filter.all_namespaces),
+            Self::Events(options) => (options.selection.filter(), options.selection.filter.all_namespaces),
+            Self::Ps(options) => (options.selection.filter(), options.selection.filter.all_namespaces),
             Self::Verify(options) => (options.filter(), options.all),
             Self::Timeline(timeline::Options { pod, namespace, .. }) => {
                 let filter = Filter {

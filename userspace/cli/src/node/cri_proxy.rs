@@ -7,6 +7,7 @@ use anyhow::Context as _;
 
 use crate::connect;
 use crate::exit::Code;
+use kwitness_cri::find_socket;
 use kwitness_cri_proxy::DEFAULT_SOCKET;
 use kwitness_cri_proxy::{Options, RuntimeSocket};
 use kwitness_service::http::HttpAddress;
@@ -23,7 +24,7 @@ pub struct CriProxy {
     #[arg(long, value_name = "PATH", default_value = "auto")]
     pub runtime_endpoint: String,
     /// What is logged to standard error, as the setting log.level
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = super::log_level)]
     pub log_level: String,
     /// Log format
     #[arg(long, default_value = "text", value_name = "FORMAT")]
@@ -40,6 +41,11 @@ pub fn run(options: CriProxy, socket: Option<OsString>) -> anyhow::Result<Code> 
     let _log = log::start(&log_level, log_format)?;
     let daemon = connect::path(socket.unwrap_or_else(|| kwitness_api::DEFAULT_SOCKET.into()))?;
     let runtime = RuntimeSocket::parse(&runtime_endpoint);
+    if runtime == RuntimeSocket::Auto && find_socket().is_none() {
+        tracing::warn!(
+            "no socket of a container runtime: calls fail until one exists; --runtime-endpoint names another"
+        );
+    }
     let options = Options { listen, runtime, daemon, http: http_listen };
     // One thread: a call costs less than waking another would.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

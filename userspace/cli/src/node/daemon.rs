@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::{setting, socket_setting};
+use super::socket_setting;
 use crate::exit::Code;
-use kwitness_agent::config::Config;
+use kwitness_agent::config::{Config, Flag};
 use kwitness_agent::daemon::{self, Options};
 use kwitness_agent::privileges::Setup;
 use kwitness_agent::reload::Reload;
@@ -64,14 +64,16 @@ const READERS: usize = 4;
 pub fn run(options: Daemon, socket: Option<OsString>) -> anyhow::Result<Code> {
     // Before there is another thread.
     let setup = Setup::start()?;
-    let Daemon { config, mut set, runtime_endpoint, log_level, record, standby, unpin } = options;
-    set.extend(socket_setting(socket)?);
-    set.extend(runtime_endpoint.map(|endpoint| setting("runtime.endpoint", endpoint)));
-    set.extend(log_level.map(|level| setting("log.level", level)));
+    let Daemon { config, set, runtime_endpoint, log_level, record, standby, unpin } = options;
+    let named = |name, key| move |value| Flag::Named { name, key, value };
+    let mut flags: Vec<_> = set.into_iter().map(Flag::Set).collect();
+    flags.extend(socket_setting(socket)?);
+    flags.extend(runtime_endpoint.map(named("--runtime-endpoint", "runtime.endpoint")));
+    flags.extend(log_level.map(named("--log-level", "log.level")));
     let file = config;
-    let config = Config::load(file.as_deref(), &set)?;
+    let config = Config::load(file.as_deref(), &flags)?;
     let log = log::start(&config.log_filter, config.log_format)?;
-    let reload = Reload { file, flags: set, filter: log.filter() };
+    let reload = Reload { file, flags, filter: log.filter() };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(READERS)

@@ -1,6 +1,7 @@
 //! `kwitness doctor`: the node's prerequisites and how to fix problems. A running daemon reports its own hooks and runtime;
 //! without one, the hooks are tried for a moment, which takes privileges.
 
+mod configuration;
 mod kubernetes;
 mod memory_pressure;
 mod namespaces;
@@ -73,7 +74,7 @@ pub async fn run(named: Option<OsString>, options: Doctor) -> anyhow::Result<Cod
     let Doctor { config, output } = options;
     let config = Config::load(config.as_deref(), &[])?;
     let socket = named.unwrap_or_else(|| config.socket.clone().into_os_string());
-    let report = examine(&config, socket).await;
+    let report = examine(config, socket).await;
     let mut out = Output::new();
     match output.output {
         Format::Table => text(&mut out, &report, false)?,
@@ -92,21 +93,24 @@ pub async fn run(named: Option<OsString>, options: Doctor) -> anyhow::Result<Cod
 pub async fn report(named: Option<OsString>) -> anyhow::Result<impl Serialize> {
     let config = Config::load(None, &[])?;
     let socket = named.unwrap_or_else(|| config.socket.clone().into_os_string());
-    Ok(examine(&config, socket).await)
+    Ok(examine(config, socket).await)
 }
 
 /// The check that everything else depends on.
 const PRIVILEGES: &str = "privileges";
 
-async fn examine(config: &Config, socket: OsString) -> Report {
-    let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
-    checks.extend(namespaces::findings(config));
-    checks.push(pinned(config));
-    checks.extend(controllers(&config.subtree));
+async fn examine(own: Config, socket: OsString) -> Report {
     let status = match connect(Some(socket)).await {
         Ok(mut client) => client.status().await.map(|status| (client.address().to_string(), status)),
         Err(error) => Err(error),
     };
+    let (config, judged_by) = configuration::judged(own, status.as_ref().ok().map(|(_, status)| status));
+    let config = &config;
+    let mut checks: Vec<Finding> = environment::check().into_iter().map(Finding::from).collect();
+    checks.push(judged_by);
+    checks.extend(namespaces::findings(config));
+    checks.push(pinned(config));
+    checks.extend(controllers(&config.subtree));
     let mut report = Report {
         healthy: false,
         daemon: status.is_ok(),
@@ -203,7 +207,7 @@ impl Finding {
 
     /// What prevents every probe: one cause, one remedy.
     fn of_probes(error: ProbeError) -> Self {
-        let Advised { found, remedy } = error.into();
+        let Advised { found, remedy, .. } = error.into();
         Self::new(
             "BPF probes",
             Verdict::Fatal,
@@ -258,7 +262,7 @@ fn pinned(config: &Config) -> Finding {
     let sets = match can_pin.and_then(|()| pins::found(directory)) {
         Ok(sets) => sets,
         Err(error) => {
-            let Advised { found, remedy } = (&error).into();
+            let Advised { found, remedy, .. } = (&error).into();
             let verdict = if config.pin { Verdict::Degraded } else { Verdict::Unknown };
             return Finding::new(NAME, verdict, found, remedy.unwrap_or("run with sudo"));
         }

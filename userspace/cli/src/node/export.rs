@@ -59,7 +59,7 @@ pub struct Export {
     #[arg(long, value_name = "NAME")]
     pub cluster_name: Option<String>,
     /// What is logged to standard error, as the setting log.level
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = super::log_level)]
     pub log_level: String,
     /// Log format
     #[arg(long, default_value = "text", value_name = "FORMAT")]

@@ -47,7 +47,7 @@ pub struct Guard {
     #[arg(long, value_name = "DIR", default_value = kwitness_guard::PIN_DIRECTORY)]
     pin_directory: PathBuf,
     /// What is logged to standard error, as the setting log.level
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = super::log_level)]
     log_level: String,
     /// Log format
     #[arg(long, default_value = "text", value_name = "FORMAT")]

@@ -12,6 +12,8 @@ mod uninstall_pins;
 use std::ffi::OsString;
 
 use clap::Subcommand;
+use kwitness_agent::config::Flag;
+use kwitness_service::log;
 
 use crate::connect;
 use crate::examples;
@@ -52,13 +54,19 @@ pub fn run(command: Command, socket: Option<OsString>) -> anyhow::Result<Code> {
     }
 }
 
-/// A setting, as `--set` takes it.
-fn setting(key: &str, value: String) -> String {
-    format!("{key}={}", toml::Value::String(value))
+/// The setting that `--socket` stands for.
+fn socket_setting(socket: Option<OsString>) -> anyhow::Result<Option<Flag>> {
+    let socket = socket.map(connect::path).transpose()?;
+    Ok(socket.map(|socket| {
+        let value = socket.to_string_lossy().into_owned();
+        Flag::Named { name: "--socket", key: "api.socket", value }
+    }))
 }
 
-/// The setting that `--socket` stands for.
-fn socket_setting(socket: Option<OsString>) -> anyhow::Result<Option<String>> {
-    let socket = socket.map(connect::path).transpose()?;
-    Ok(socket.map(|socket| setting("api.socket", socket.to_string_lossy().into_owned())))
+/// What `--log-level` takes, where it is no setting of a file.
+fn log_level(text: &str) -> Result<String, String> {
+    match log::filter(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(wrong) => Err(format!("{wrong}; expected {}", log::LEVELS)),
+    }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::socket_setting;
 use crate::exit::Code;
 use crate::output::Output;
-use kwitness_agent::config::Config;
+use kwitness_agent::config::{Config, Flag};
 use kwitness_agent::daemon;
 
 #[derive(Debug, clap::Args)]
@@ -20,9 +20,9 @@ pub struct UninstallPins {
 }
 
 pub fn run(options: UninstallPins, socket: Option<OsString>) -> anyhow::Result<Code> {
-    let UninstallPins { config, mut set } = options;
-    set.extend(socket_setting(socket)?);
-    let config = Config::load(config.as_deref(), &set)?;
+    let UninstallPins { config, set } = options;
+    let flags: Vec<_> = set.into_iter().map(Flag::Set).chain(socket_setting(socket)?).collect();
+    let config = Config::load(config.as_deref(), &flags)?;
     let removed = daemon::uninstall(&config)?;
     let mut out = Output::new();
     if removed.is_empty() {

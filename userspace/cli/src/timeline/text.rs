@@ -1,11 +1,11 @@
 //! A timeline on a terminal: the answers, a chart of one line per track, and the events.
 
 use crate::output::{Format, Output};
-use crate::table::{Cell, Fit, Table, beginning};
+use crate::table::{Cell, Fit, Table, beginning, wrap};
 use crate::time::Times;
 use kwitness_api::Timestamp;
 use kwitness_api::text::escape;
-use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+use unicode_width::UnicodeWidthStr as _;
 
 use super::micros::Micros;
 use super::model::{Style, Timeline, Track};
@@ -117,27 +117,4 @@ fn events(timeline: &Timeline, times: Times, limit: Option<usize>) -> String {
     let mut text = table.header();
     rows.iter().for_each(|row| text += &table.line(row));
     text
-}
-
-/// Breaks at spaces, and within words that are longer than a line.
-fn wrap(text: &str, indent: &str, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut line = indent.to_owned();
-    // What is escaped only when it is printed is wider than it was here.
-    for word in escape(text).split(' ') {
-        let is_begun = line.len() > indent.len();
-        if is_begun && line.width() + 1 + word.width() > width {
-            lines.push(std::mem::replace(&mut line, indent.to_owned()));
-        } else if is_begun {
-            line.push(' ');
-        }
-        for character in word.chars() {
-            if line.width() + character.width().unwrap_or(0) > width.max(indent.len() + 2) {
-                lines.push(std::mem::replace(&mut line, indent.to_owned()));
-            }
-            line.push(character);
-        }
-    }
-    lines.push(line);
-    lines
 }

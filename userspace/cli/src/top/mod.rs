@@ -25,7 +25,7 @@ use kwitness_api::recording::Recording;
 use kwitness_api::{Client, Source, proto};
 
 use crate::exit::Code;
-use crate::options::{Filter, From, OUTPUT};
+use crate::options::{From, OUTPUT, Selection};
 use crate::output::{Format, OfNode, Output, note};
 use crate::time::{TimeFormat, Times};
 use crate::{connect, select};
@@ -34,7 +34,7 @@ use model::{Model, Sort};
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    filter: Filter,
+    pub selection: Selection,
     /// Order of the rows
     #[arg(long, value_enum, default_value_t = Sort::Time, value_name = "COLUMN", help_heading = OUTPUT)]
     sort: Sort,
@@ -57,7 +57,8 @@ pub struct Options {
 }
 
 pub async fn run(socket: Option<OsString>, options: Options) -> anyhow::Result<Code> {
-    let Options { filter, sort, reverse, interval, once, watch, from, output } = options;
+    let Options { selection, sort, reverse, interval, once, watch, from, output } = options;
+    let filter = selection.filter();
     let mut source = from.open(socket).await?;
     let format = output.output;
     let is_screen = !once

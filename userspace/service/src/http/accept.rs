@@ -59,8 +59,7 @@ impl Listener {
 
 impl Acceptor {
     /// Listens, if the address can be had; otherwise once it can, which [`Self::accept`] waits for. Within a tokio runtime.
-    pub(super) fn new(setting: &'static str, address: &HttpAddress) -> Self {
-        let mut binding = Binding::new(setting);
+    pub(super) fn new(mut binding: Binding, address: &HttpAddress) -> Self {
         let (listener, address) = match binding.attempt(|| Listener::bind(address)) {
             Some((listener, address)) => (Some(listener), address),
             None => (None, address.clone()),

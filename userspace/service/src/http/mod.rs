@@ -34,8 +34,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::BindingState;
 use crate::metrics::Exposition;
+use crate::{Binding, BindingState};
 use accept::{Acceptor, Stream};
 pub use address::{EXPECTS, HttpAddress};
 use answer::Scrapes;
@@ -119,12 +119,12 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens and serves. An address that is taken is tried again until it can be had; `setting` is what names it.
+    /// Listens and serves. An address that is taken is tried again until it can be had; `binding` has the setting that names it.
     ///
     /// # Errors
     /// There is no thread.
     pub fn start(
-        setting: &'static str,
+        binding: impl Into<Binding>,
         address: &HttpAddress,
         limits: HttpLimits,
         pages: Arc<impl Pages>,
@@ -132,10 +132,10 @@ impl HttpServer {
     ) -> anyhow::Result<Self> {
         let (report, listening) = std::sync::mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();
-        let wanted = address.clone();
+        let (binding, wanted) = (binding.into(), address.clone());
         let thread = std::thread::Builder::new()
             .name("kwitness-http".to_owned())
-            .spawn(move || match listen(setting, &wanted) {
+            .spawn(move || match listen(binding, &wanted) {
                 Ok((runtime, acceptor)) => {
                     // The other end waits for it.
                     let _ = report.send(Ok((acceptor.address().clone(), acceptor.state())));
@@ -171,12 +171,12 @@ impl Drop for HttpServer {
 }
 
 /// On the listener's own thread: within another runtime none may be dropped.
-fn listen(setting: &'static str, address: &HttpAddress) -> anyhow::Result<(Runtime, Acceptor)> {
+fn listen(binding: Binding, address: &HttpAddress) -> anyhow::Result<(Runtime, Acceptor)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime of the HTTP listener")?;
     let acceptor = {
         let _within = runtime.enter();
-        Acceptor::new(setting, address)
+        Acceptor::new(binding, address)
     };
     Ok((runtime, acceptor))
 }
