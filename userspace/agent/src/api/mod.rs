@@ -8,6 +8,7 @@ mod admission;
 mod byte_budget;
 mod forwarded;
 mod guard_reports;
+mod list;
 mod service;
 mod wanted;
 #[expect(
@@ -31,6 +32,7 @@ use tonic_health::server::HealthReporter;
 
 pub use admission::Admission;
 pub use forwarded::Loopback;
+pub use list::{ListCodec, Listed};
 pub use service::{DaemonInfo, Service};
 
 use crate::cri_events::{RuntimeEvents, Unserved};
