@@ -26,7 +26,7 @@ const START_LIMIT: Duration = Duration::from_secs(180);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// Twice what the daemon sends at most: the answer on twenty thousand containers is larger than tonic's own limit.
-const MESSAGE_MAX: usize = 64 << 20;
+pub const MESSAGE_MAX: usize = 64 << 20;
 
 /// What a failed test needs to know.
 const DETAILS: [&str; 2] = ["--set", "log.level=info,kwitness=debug"];
@@ -292,12 +292,20 @@ pub fn after(position: &proto::Position) -> proto::WatchRequest {
 
 /// What a client buffers per stream: HTTP/2's own default. tonic's is large enough to
 /// hide for thousands of events that a watcher does not read.
-const STREAM_WINDOW: u32 = 65_535;
+pub const STREAM_WINDOW: u32 = 65_535;
+/// What it buffers per connection: hyper's own default.
+const CONNECTION_WINDOW: u32 = 5 << 20;
 
 pub async fn connect(socket: &Path) -> Result<Channel> {
+    connect_with_window(socket, STREAM_WINDOW).await
+}
+
+/// The same with room for so many bytes of a stream, and of all, that have not been read.
+pub async fn connect_with_window(socket: &Path, window: u32) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))
         .with_context(|| format!("{} as an endpoint", socket.display()))?
-        .initial_stream_window_size(STREAM_WINDOW);
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(CONNECTION_WINDOW.max(window));
     endpoint.connect().await.with_context(|| format!("connect to {}", socket.display()))
 }
 

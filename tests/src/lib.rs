@@ -29,6 +29,7 @@ pub mod kubelet;
 pub mod late_runtime;
 pub mod limit;
 pub mod matrix;
+pub mod naming_runtime;
 pub mod node;
 pub mod oom;
 pub mod otel;

@@ -6,8 +6,10 @@ use std::{env, fs};
 use anyhow::Context as _;
 
 /// Methods whose responses go out as bytes that were encoded before, and the codec that does it.
-const PRE_ENCODED: &[(&str, &str, &str)] =
-    &[("/kwitness.v1alpha1.Kwitness/Watch", "crate::hub::Batch", "crate::hub::BatchCodec")];
+const PRE_ENCODED: &[(&str, &str, &str)] = &[
+    ("/kwitness.v1alpha1.Kwitness/Watch", "crate::hub::Batch", "crate::hub::BatchCodec"),
+    ("/kwitness.v1alpha1.Kwitness/List", "crate::api::Listed", "crate::api::ListCodec"),
+];
 
 fn main() -> anyhow::Result<()> {
     probes_object()?;

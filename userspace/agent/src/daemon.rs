@@ -456,7 +456,7 @@ fn sample_memory(
                 if let Some((_, levels)) = &mut changed
                     && !has_limits_watched
                 {
-                    levels.iter_mut().for_each(|level| level.limit = None);
+                    levels.for_each(|level| level.limit = None);
                 }
                 Some(changed)
             };

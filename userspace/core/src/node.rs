@@ -16,20 +16,25 @@
 //! of a cgroup's limits is reported before it is gone. Owns the machines; never does I/O and never reads a clock, so that a
 //! recording of observations replays to the same events, verdicts included.
 
+mod levels;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+pub use levels::LevelsRevision;
 
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::{Bounds, Lifecycle};
 use crate::limits::{LimitCounters, LimitTracker};
 use crate::model::{
-    Action, CgroupId, ContainerId, ContainerState, Event, Fact, Judged, KernelEvent, Kind, LastVerdict,
-    LimitFile, MemoryLevel, Observation, Output, Problem, Reading, Resource, State, Subject, Value,
-    VerdictScope,
+    Action, CgroupId, CgroupIndex as _, ContainerId, ContainerState, Event, Fact, Judged, KernelEvent, Kind,
+    LastVerdict, LimitFile, MemoryLevel, MemoryLevels, Observation, Output, Problem, Reading, Resource,
+    State, Subject, Value, VerdictScope,
 };
-use crate::pressure::{PressureCounters, PressureTracker};
+use crate::pressure::{PressureCounters, PressureTracker, is_level};
 use crate::verdicts::VerdictTracker;
+use levels::{Changed, LevelChanges};
 
 /// The state of the node.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,12 +45,8 @@ pub struct Node {
     #[serde(default)]
     pressure: PressureTracker,
     #[serde(skip)]
-    levels: LevelsRevision,
+    levels: LevelChanges,
 }
-
-/// Grows with whatever may change what [`Node::memory_levels`] gives. Compared within one run of a daemon only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LevelsRevision(u64);
 
 impl Node {
     /// A node of which nothing is known yet: it expects the observation of an initial scan.
@@ -55,7 +56,7 @@ impl Node {
             lifecycle: Lifecycle::new(bounds),
             verdicts: VerdictTracker::default(),
             pressure: PressureTracker::default(),
-            levels: LevelsRevision::default(),
+            levels: LevelChanges::default(),
         }
     }
 
@@ -63,7 +64,7 @@ impl Node {
     pub fn observe(&mut self, observation: Observation, output: &mut Output) -> Option<Judged> {
         let known = output.events.len();
         let mut judged = None;
-        self.levels.0 += u64::from(changes_levels(&observation));
+        self.levels.note(&observation);
         match observation {
             Observation::Evidence(evidence) => {
                 judged = Some(self.verdicts.judge(&evidence, &self.limits, &self.lifecycle, output));
@@ -162,9 +163,32 @@ impl Node {
         self.lifecycle.cgroup_count()
     }
 
-    /// The cgroups that exist and whose memory limit bounds a container, a pod, a QoS class or all pods.
-    pub fn memory_levels(&self) -> Vec<MemoryLevel> {
-        let level = |(cgroup, path): (CgroupId, &Arc<str>)| MemoryLevel {
+    /// The cgroups that exist and whose memory limit bounds a container, a pod, a QoS class or all pods: what has changed of them since
+    /// that revision, if it is the one that was given last, otherwise all; none: nothing has.
+    pub fn memory_levels_after(
+        &mut self,
+        known: Option<LevelsRevision>,
+    ) -> Option<(LevelsRevision, MemoryLevels)> {
+        let (revision, changed) = self.levels.take(known)?;
+        let levels = match changed {
+            Changed::All => {
+                let all = self.lifecycle.memory_levels();
+                MemoryLevels::All(all.map(|(cgroup, path)| self.memory_level(cgroup, path)).collect())
+            }
+            Changed::Cgroups(cgroups) => {
+                let now = |cgroup: CgroupId| {
+                    let info = self.lifecycle.info(cgroup);
+                    let level = info.filter(|info| info.exists && is_level(info.role));
+                    (cgroup, level.map(|info| self.memory_level(cgroup, &info.path)))
+                };
+                MemoryLevels::Changed(cgroups.into_iter().map(now).collect())
+            }
+        };
+        Some((revision, levels))
+    }
+
+    fn memory_level(&self, cgroup: CgroupId, path: &Arc<str>) -> MemoryLevel {
+        MemoryLevel {
             cgroup,
             path: Arc::clone(path),
             above: self.pressure.above(cgroup),
@@ -172,16 +196,7 @@ impl Node {
                 Some(Reading::Is(Value::Bound(limit))) => Some(limit),
                 _ => None,
             },
-        };
-        self.lifecycle.memory_levels().map(level).collect()
-    }
-
-    /// The same for who has them of an earlier revision; none: nothing has changed.
-    pub fn memory_levels_after(
-        &self,
-        known: Option<LevelsRevision>,
-    ) -> Option<(LevelsRevision, Vec<MemoryLevel>)> {
-        (known != Some(self.levels)).then(|| (self.levels, self.memory_levels()))
+        }
     }
 
     /// What cannot be done at present.
@@ -207,28 +222,6 @@ impl Node {
         let lifecycle = lifecycle.iter().map(|(name, count)| (format!("lifecycle_{name}"), count));
         let others = limits.into_iter().chain(pressure);
         lifecycle.chain(others.map(|(name, count)| (name.to_owned(), count))).collect()
-    }
-}
-
-/// Whether there may be other memory levels after it, or more is known of one. Processes change nothing of that.
-fn changes_levels(observation: &Observation) -> bool {
-    match observation {
-        Observation::Kernel(event) => {
-            matches!(
-                event.fact,
-                Fact::Mkdir { .. } | Fact::Rmdir { .. } | Fact::Release | Fact::MemoryCharge(_)
-            )
-        }
-        Observation::Scan(_) | Observation::LimitsRead(_) | Observation::MemorySampled(_) => true,
-        Observation::Lost(_)
-        | Observation::Runtime { .. }
-        | Observation::Evidence(_)
-        | Observation::Tick { .. }
-        | Observation::LimitsRequested { .. }
-        | Observation::RequestsMissed { .. }
-        | Observation::Guard(_)
-        | Observation::GuardReportsDropped { .. }
-        | Observation::AgentRestarted { .. } => false,
     }
 }
 

@@ -50,7 +50,7 @@ const CURVE: &str = "{\"curve\":";
     cargo xtask bench --pleg --root forky --kubelet 1.37\n  \
     cargo xtask bench --survival --runs 5 --limits 64Mi --rates 100,max")]
 pub struct Bench {
-    /// How costs grow with containers, events and cgroups: a table, JSON, and an SVG for each curve; at most 15 minutes
+    /// How costs grow with containers, events and cgroups: a table, JSON, and an SVG for each curve; about 20 minutes
     #[arg(long)]
     curves: bool,
     /// The same processes under execsnoop and exitsnoop, bpftrace, perf trace and the kernel's process connector
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(only(&["growth"], true), Ok(()));
         let unknown = only(&["latency", "growth"], false).unwrap_err();
         assert!(unknown.starts_with("--only: no rows have the name \"growth\": latency, "), "{unknown}");
-        assert!(only(&[""], true).unwrap_err().ends_with(": growth, rate, tree"));
+        assert!(only(&[""], true).unwrap_err().ends_with(": growth, rate, filter, resume, tree"));
     }
 
     #[test]

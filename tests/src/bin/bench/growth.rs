@@ -1,7 +1,14 @@
 //! What grows with the containers of a node: memory, idle CPU, time to start and to scan, `List` and `Verify` of all.
 
+use bytes::Buf as _;
 use kwitness_api::proto::{self, wanted};
+use kwitness_tests::agent::{MESSAGE_MAX, STREAM_WINDOW, connect_with_window};
 use kwitness_tests::prelude::*;
+use tonic::Request;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic_prost::ProstEncoder;
 
 use crate::curve::{Bound, Budget, Curve};
 use crate::footprint::{Crowd, idle_shares, resident};
@@ -9,6 +16,8 @@ use crate::footprint::{Crowd, idle_shares, resident};
 const SIZES: [usize; 4] = [100, 1000, 5000, 20_000];
 const STARTS: usize = 3;
 const CALLS: usize = 5;
+/// More than any answer has.
+const ONE_WINDOW: u32 = 64 << 20;
 const IDLE: Duration = Duration::from_secs(8);
 const LIMIT: Duration = Duration::from_secs(420);
 /// What a size takes beside its containers: starts, rests, calls.
@@ -24,6 +33,11 @@ struct Sample {
     starts: Starts,
     idle: Vec<f64>,
     list: Vec<f64>,
+    /// The same without decoding the answer, and in one HTTP/2 window besides.
+    undecoded: Vec<f64>,
+    in_one_window: Vec<f64>,
+    /// What is said of all three.
+    list_note: String,
     /// Or why the call was refused.
     verify: Result<Vec<f64>>,
 }
@@ -71,6 +85,8 @@ pub(crate) async fn measure(environment: &Environment, sizes: &[usize]) -> Resul
     let mut ready = curve("growth: start to ready", "ms", Bound::Linear);
     let mut scan = curve("growth: first scan", "ms", Bound::Linear);
     let mut list = curve("growth: List", "ms", Bound::Linear);
+    let mut undecoded = curve("growth: List, not decoded", "ms", Bound::Linear);
+    let mut in_one_window = curve("growth: List, not decoded, in one window", "ms", Bound::Linear);
     let mut verify = curve("growth: Verify of all", "ms", Bound::Linear);
 
     let budget = Budget::of(LIMIT);
@@ -89,41 +105,96 @@ pub(crate) async fn measure(environment: &Environment, sizes: &[usize]) -> Resul
         };
         let label = size.to_string();
         match sample.await {
-            Ok(Sample { starts, idle: shares, list: lists, verify: verified }) => {
+            Ok(sample) => {
+                let Sample { starts, verify: verified, .. } = &sample;
                 let x = size as f64;
                 memory.add(x, &starts.memory, "");
-                idle.add(x, &shares, "");
+                idle.add(x, &sample.idle, "");
                 ready.add(x, &starts.ready, "");
                 scan.add(x, &starts.scan, "");
-                list.add(x, &lists, "");
+                list.add(x, &sample.list, &sample.list_note);
+                undecoded.add(x, &sample.undecoded, &sample.list_note);
+                in_one_window.add(x, &sample.in_one_window, &sample.list_note);
                 match verified {
-                    Ok(times) => verify.add(x, &times, ""),
-                    Err(error) => verify.leave_out(&label, &error),
+                    Ok(times) => verify.add(x, times, ""),
+                    Err(error) => verify.leave_out(&label, error),
                 }
             }
             Err(error) => {
-                for curve in [&mut memory, &mut idle, &mut ready, &mut scan, &mut list, &mut verify] {
-                    curve.leave_out(&label, &error);
-                }
+                let lists = [&mut list, &mut undecoded, &mut in_one_window];
+                let others = [&mut memory, &mut idle, &mut ready, &mut scan, &mut verify];
+                others.into_iter().chain(lists).for_each(|curve| curve.leave_out(&label, &error));
             }
         }
     }
-    Ok(vec![memory, idle, ready, scan, list, verify])
+    Ok(vec![memory, idle, ready, scan, list, undecoded, in_one_window, verify])
 }
 
 async fn at(environment: &Environment, size: usize) -> Result<Sample> {
     let starts = Starts::measure(environment, size).await?;
     let agent = Agent::start(environment, &["log.level=warn"]).await?;
     let idle = idle_shares(agent.pid(), IDLE).await?;
-    let mut list = Vec::new();
+    let (mut list, mut undecoded, mut in_one_window, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let faults = || -> Result<u64> {
+        Ok(process::procfs_of(agent.pid())?.stat().context("read the daemon's page faults")?.minflt)
+    };
+    let faults_before = faults()?;
     for _ in 0..CALLS {
         let began = Instant::now();
         agent.list().await?;
         list.push(began.elapsed().as_secs_f64() * 1e3);
+        for (window, times) in [(STREAM_WINDOW, &mut undecoded), (ONE_WINDOW, &mut in_one_window)] {
+            let began = Instant::now();
+            bytes = list_undecoded(&agent, window).await?;
+            times.push(began.elapsed().as_secs_f64() * 1e3);
+        }
     }
+    let faults = (faults()? - faults_before) / (3 * CALLS as u64);
+    let list_note = format!("{:.2} MB, {faults} page faults", bytes as f64 / 1e6);
     let verify = verify_all(&agent, size).await;
     agent.stop()?;
-    Ok(Sample { starts, idle, list, verify })
+    Ok(Sample { starts, idle, list, undecoded, in_one_window, list_note, verify })
+}
+
+/// Calls `List` and looks at nothing of the answer, whose bytes it gives: what of the time is the client's is not in this. The daemon
+/// may send so many bytes that have not been read.
+async fn list_undecoded(agent: &Agent, window: u32) -> Result<usize> {
+    let channel = connect_with_window(agent.socket(), window).await?;
+    let mut client = Grpc::new(channel).max_decoding_message_size(MESSAGE_MAX);
+    client.ready().await.context("the daemon's channel")?;
+    let path = PathAndQuery::from_static("/kwitness.v1alpha1.Kwitness/List");
+    let answer = client.unary(Request::new(proto::ListRequest::default()), path, Length).await;
+    Ok(answer.context("call List")?.into_inner())
+}
+
+/// How long an answer is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Length;
+
+impl Codec for Length {
+    type Encode = proto::ListRequest;
+    type Decode = usize;
+    type Encoder = ProstEncoder<proto::ListRequest>;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Decoder for Length {
+    type Item = usize;
+    type Error = tonic::Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<usize>, tonic::Status> {
+        let length = buffer.remaining();
+        buffer.advance(length);
+        Ok(Some(length))
+    }
 }
 
 /// The times of calls that ask for the memory limit of all containers.

@@ -9,6 +9,7 @@ mod attacker;
 mod connector;
 mod cri;
 mod curve;
+mod filter;
 mod fleet;
 mod floor;
 mod footprint;
@@ -21,9 +22,11 @@ mod peers;
 mod pins;
 mod pleg;
 mod pressure;
+mod probes;
 mod proxy;
 mod rate;
 mod report;
+mod resume;
 mod start;
 mod survival;
 mod throughput;
@@ -98,6 +101,8 @@ enum Helper {
     #[command(hide = true)]
     ForksAt { rate: u32 },
     #[command(hide = true)]
+    CatchUp { socket: PathBuf },
+    #[command(hide = true)]
     Forward { socket: PathBuf, server: PathBuf },
     #[command(hide = true)]
     Attach { tree: PathBuf, hooks: Vec<String> },
@@ -117,6 +122,10 @@ enum Helper {
     Faults { base: u64, bytes: u64, passes: u32, pace: u64 },
     #[command(hide = true)]
     Forks { count: u32 },
+    #[command(hide = true)]
+    Subshells { count: u32 },
+    #[command(hide = true)]
+    Execs { count: u32 },
 }
 
 fn main() -> Result<()> {
@@ -134,6 +143,7 @@ fn main() -> Result<()> {
         }
         Some(Helper::Connector) => connector::listen(),
         Some(Helper::ForksAt { rate }) => rate::forks_at(rate),
+        Some(Helper::CatchUp { socket }) => current_thread()?.block_on(resume::catch_up(&socket)),
         Some(Helper::Forward { socket, server }) => {
             current_thread()?.block_on(proxy::forward(&socket, server))
         }
@@ -144,6 +154,8 @@ fn main() -> Result<()> {
         Some(Helper::Writes { count }) => workload::writes(count),
         Some(Helper::Resizes { file, one, other, count }) => workload::resizes(&file, [&one, &other], count),
         Some(Helper::Forks { count }) => workload::forks(count),
+        Some(Helper::Subshells { count }) => workload::subshells(count),
+        Some(Helper::Execs { count }) => workload::execs(count),
         Some(Helper::Fill { usage, limit }) => pressure::fill(&usage, limit),
         Some(Helper::Faults { base, bytes, passes, pace }) => pressure::faults(base, bytes, passes, pace),
         None if arguments.curves => curves(arguments),
@@ -172,6 +184,12 @@ fn curves(mut arguments: Arguments) -> Result<()> {
     }
     if arguments.wants("rate") {
         add(runtime.block_on(rate::measure(&environment)).context("measure at rates")?);
+    }
+    if arguments.wants("filter") {
+        add(runtime.block_on(filter::measure(&environment)).context("measure filters")?);
+    }
+    if arguments.wants("resume") {
+        add(runtime.block_on(resume::measure(&environment)).context("measure a watcher that resumes")?);
     }
     if arguments.wants("tree") {
         add(runtime.block_on(trees::measure(&environment, &arguments.sizes)).context("measure trees")?);
@@ -229,6 +247,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if wanted("overhead") {
         add(runtime.block_on(overhead::measure(&environment)).context("measure overhead")?);
+    }
+    if wanted("probes") {
+        add(runtime.block_on(probes::measure(&environment)).context("measure each program")?);
     }
     if wanted("cpu") {
         add(runtime.block_on(overhead::of_a_life(&environment)).context("measure the CPU of a life")?);

@@ -2,10 +2,11 @@
 //! builds anything.
 
 /// Groups of rows.
-pub(crate) const ROWS: [&str; 11] = [
+pub(crate) const ROWS: [&str; 12] = [
     "latency",
     "attacker",
     "overhead",
+    "probes",
     "cpu",
     "limits",
     "pressure",
@@ -17,7 +18,7 @@ pub(crate) const ROWS: [&str; 11] = [
 ];
 
 /// Kinds of curves (`--curves`).
-pub(crate) const CURVES: [&str; 3] = ["growth", "rate", "tree"];
+pub(crate) const CURVES: [&str; 5] = ["growth", "rate", "filter", "resume", "tree"];
 
 /// Refuses a name that selects nothing.
 pub(crate) fn check(only: &[String], is_curves: bool) -> Result<(), String> {

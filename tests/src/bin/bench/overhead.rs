@@ -238,7 +238,8 @@ pub(crate) fn inside(container: &HandMade, forks: u32) -> Result<f64> {
     time(container.start("/proc/self/exe", &["forks", &forks.to_string()])?)
 }
 
-fn workload(arguments: &[&str]) -> Result<f64> {
+/// The nanoseconds that one of this program's workloads takes outside of containers.
+pub(crate) fn workload(arguments: &[&str]) -> Result<f64> {
     let mut command = Command::new("/proc/self/exe");
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
     time(command.spawn().context("start the workload")?)

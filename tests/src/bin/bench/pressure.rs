@@ -24,17 +24,17 @@ use crate::report::{Row, Target, quantile};
 
 const NAME: &str = "pressure: at each charge";
 /// Leaves the program out.
-const EXCLUDED: &str = r#"kernel.excluded_hooks=["memory_charge_fentry", "memory_charge_kprobe"]"#;
-const QUIET: &str = "log.level=warn";
+pub(crate) const EXCLUDED: &str = r#"kernel.excluded_hooks=["memory_charge_fentry", "memory_charge_kprobe"]"#;
+pub(crate) const QUIET: &str = "log.level=warn";
 
 /// Rounds, and events in each of them.
 const ROUNDS: (usize, u32) = (8, 60);
 const ROUNDS_IN_A_GUEST: (usize, u32) = (4, 30);
 /// Rounds of page faults, and passes over the memory in each.
-const FAULTS: (usize, u32) = (24, 40);
-const FAULTS_IN_A_GUEST: (usize, u32) = (6, 8);
+pub(crate) const FAULTS: (usize, u32) = (24, 40);
+pub(crate) const FAULTS_IN_A_GUEST: (usize, u32) = (6, 8);
 /// Bytes that a pass touches.
-const PASS: u64 = 40 << 20;
+pub(crate) const PASS: u64 = 40 << 20;
 /// A gigabyte a second, in bytes.
 const PACE: u64 = 1_000_000_000;
 /// Between the crossings of one container.
@@ -49,7 +49,7 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     let agent = Agent::start(environment, &[QUIET]).await?;
     let way = hook(&agent).await?;
     agent.stop()?;
-    if !way.ends_with("page_counter_try_charge") {
+    if !is_program(&way) {
         return Ok(vec![Row::missing(NAME, &format!("the kernel allows no program there: {way}"))]);
     }
     let kubepods = Kubepods::make(environment)?;
@@ -59,10 +59,16 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-async fn hook(agent: &Agent) -> Result<String> {
+/// By what charges are seen.
+pub(crate) async fn hook(agent: &Agent) -> Result<String> {
     let capabilities = agent.status().await?.capabilities;
     let found = capabilities.into_iter().find(|capability| capability.name == "memory_charge");
     Ok(found.context("no capability for charges")?.hook)
+}
+
+/// Whether that is a program of the kernel's, and not sampling.
+pub(crate) fn is_program(way: &str) -> bool {
+    way.ends_with("page_counter_try_charge")
 }
 
 /// The 99th percentile from the hook to a client, less that of a floor from its own hook.

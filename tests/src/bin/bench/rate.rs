@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use kwitness_api::proto::WatchResponse;
+use kwitness_api::proto::{WatchRequest, WatchResponse};
 use kwitness_tests::prelude::*;
 use tokio::time::timeout_at;
 use tonic::Streaming;
@@ -18,7 +18,7 @@ use crate::report::quantile;
 
 /// Events a second; the last is more than any machine forks.
 const RATES: [u32; 5] = [10, 100, 1000, 10_000, SATURATION];
-const SATURATION: u32 = 1_000_000;
+pub(crate) const SATURATION: u32 = 1_000_000;
 const WATCHERS: [usize; 3] = [1, 8, 64];
 /// From the first event on, which is not counted.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -60,14 +60,27 @@ pub(crate) fn forks_at(rate: u32) -> Result<()> {
     }
 }
 
-struct Sample {
+pub(crate) struct Sample {
     /// Events a second.
-    rate: f64,
+    pub(crate) rate: f64,
     /// Of the daemon, in microseconds for an event.
-    cpu: f64,
-    /// From the hook, in microseconds.
-    delays: Vec<f64>,
+    pub(crate) cpu: f64,
+    /// From the hook to the client, in microseconds; none if its filter let nothing through.
+    pub(crate) delays: Vec<f64>,
     gaps: usize,
+}
+
+impl Sample {
+    /// What a point says besides its figure.
+    pub(crate) fn note(&self, label: &str) -> String {
+        let lost = if self.gaps > 0 { format!(", {} gaps", self.gaps) } else { String::new() };
+        format!("wanted: {label}{lost}")
+    }
+}
+
+/// A rate as it was requested.
+pub(crate) fn label(rate: u32) -> String {
+    if rate == SATURATION { "most".to_owned() } else { rate.to_string() }
 }
 
 pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Curve>> {
@@ -82,18 +95,17 @@ pub(crate) async fn measure(environment: &Environment) -> Result<Vec<Curve>> {
         let mut median = curve("hook to client p50", "us", Bound::None);
         let mut tail = curve("hook to client p99", "us", Bound::None);
         for rate in RATES {
-            let label = if rate == SATURATION { "most".to_owned() } else { rate.to_string() };
+            let label = label(rate);
             let sample = async {
                 budget.check(EACH)?;
                 at(environment, rate, watchers).await
             };
             match sample.await {
-                Ok(Sample { rate, cpu: each, delays, gaps }) => {
-                    let lost = if gaps > 0 { format!(", {gaps} gaps") } else { String::new() };
-                    let note = format!("wanted: {label}{lost}");
-                    cpu.add(rate, &[each], &note);
-                    median.add(rate, &[quantile(&delays, 0.5)], &note);
-                    tail.add(rate, &[quantile(&delays, 0.99)], &note);
+                Ok(sample) => {
+                    let note = sample.note(&label);
+                    cpu.add(sample.rate, &[sample.cpu], &note);
+                    median.add(sample.rate, &[quantile(&sample.delays, 0.5)], &note);
+                    tail.add(sample.rate, &[quantile(&sample.delays, 0.99)], &note);
                 }
                 Err(error) => [&mut cpu, &mut median, &mut tail]
                     .into_iter()
@@ -110,50 +122,70 @@ async fn at(environment: &Environment, rate: u32, watchers: usize) -> Result<Sam
     let container = kubepods.container()?;
     let agent = Agent::start(environment, &["log.level=warn"]).await?;
     let others = (watchers > 1).then(|| Client::start(agent.socket(), watchers - 1)).transpose()?;
-    let mut stream = agent.client().await?.watch(from_now()).await.context("call Watch")?.into_inner();
-    let mut workload = container.start("/proc/self/exe", &["forks-at", &rate.to_string()])?;
+    let sample = sample(&agent, &container, rate, from_now()).await?;
+    drop((others, container));
+    agent.stop()?;
+    Ok(sample)
+}
 
-    let exits = |message: &WatchResponse| {
-        let exits = message.events.iter().filter(|event| kind(event) == "exited");
-        exits.map(|event| event.kernel_time).collect::<Vec<_>>()
-    };
-    let first = read(&mut stream, FIRST, |message, _| !exits(message).is_empty()).await?;
-    ensure!(first, "no event in {FIRST:?}");
-    read(&mut stream, SETTLE, |_, _| false).await?;
+/// What a watcher with that request costs while the container forks at that rate.
+pub(crate) async fn sample(
+    agent: &Agent,
+    container: &HandMade,
+    rate: u32,
+    request: WatchRequest,
+) -> Result<Sample> {
+    let mut stream = agent.client().await?.watch(request).await.context("call Watch")?.into_inner();
+    let before = recorded(agent).await?;
+    let mut workload = container.start("/proc/self/exe", &["forks-at", &rate.to_string()])?;
+    let began = Instant::now();
+    while recorded(agent).await? == before {
+        ensure!(began.elapsed() < FIRST, "no event in {FIRST:?}");
+        tokio::time::sleep(TICK).await;
+    }
+    read(&mut stream, SETTLE, |_, _| {}).await?;
+    let events = recorded(agent).await?;
     let (began, opened, before) = (Instant::now(), boottime(), cpu_times(agent.pid())?);
     let (mut delays, mut gaps) = (Vec::new(), 0);
     read(&mut stream, WINDOW, |message, at| {
-        let counted = exits(message).into_iter().filter(|time| *time >= opened);
-        delays.extend(counted.map(|time| at.saturating_sub(time) as f64 / 1e3));
-        gaps += message.events.iter().filter(|event| kind(event) == "gap").count();
-        false
+        for event in &message.events {
+            match kind(event) {
+                "exited" if event.kernel_time >= opened => {
+                    delays.push(at.saturating_sub(event.kernel_time) as f64 / 1e3);
+                }
+                "gap" => gaps += 1,
+                _ => {}
+            }
+        }
     })
     .await?;
     let busy = ran(&before, &cpu_times(agent.pid())?);
     let took = began.elapsed();
+    let events = (recorded(agent).await? - events) as f64;
     workload.kill().context("end the workload")?;
     workload.wait().context("wait for the workload")?;
-    drop((stream, others, container));
-    agent.stop()?;
-    let count = delays.len() as f64;
-    let cpu = busy.as_secs_f64() * 1e6 / count;
-    Ok(Sample { rate: count / took.as_secs_f64(), cpu, delays, gaps })
+    ensure!(events > 0.0, "no event in {WINDOW:?}");
+    let cpu = busy.as_secs_f64() * 1e6 / events;
+    Ok(Sample { rate: events / took.as_secs_f64(), cpu, delays, gaps })
 }
 
-/// Reads a stream for that long, or until a message is the one that is waited for: then true. Each comes with its time.
+/// How many events the daemon has recorded.
+async fn recorded(agent: &Agent) -> Result<u64> {
+    Ok(agent.status().await?.journal.context("a status without a journal")?.last_seq)
+}
+
+/// Reads a stream for that long. Each message comes with its time.
 async fn read(
     stream: &mut Streaming<WatchResponse>,
     time: Duration,
-    mut is_last: impl FnMut(&WatchResponse, u64) -> bool,
-) -> Result<bool> {
+    mut take: impl FnMut(&WatchResponse, u64),
+) -> Result<()> {
     let until = tokio::time::Instant::now() + time;
     while tokio::time::Instant::now() < until {
         let Ok(message) = timeout_at(until, stream.message()).await else { break };
         let at = boottime();
         let message = message.context("kwitness's stream")?.context("kwitness's stream ended")?;
-        if is_last(&message, at) {
-            return Ok(true);
-        }
+        take(&message, at);
     }
-    Ok(false)
+    Ok(())
 }

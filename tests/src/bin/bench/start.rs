@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,38 +16,63 @@ pub(crate) struct Floor(Vec<String>);
 
 impl Floor {
     pub(crate) fn of_this_kernel() -> Result<Self> {
-        let attached = Loaded::load(&Settings::default())?.attach()?;
-        let chosen = attached
-            .capabilities()
-            .reports
-            .iter()
-            .filter_map(|report| Some((report.capability, report.chosen?)));
-        let hooks = chosen.flat_map(|(capability, hook)| {
-            hook.programs().map(move |program| {
-                let is_return = hook.at_return == Some(program);
-                format!("{}:{}:{program}:{is_return}", hook.kind, capability.target)
-            })
-        });
-        Ok(Self(hooks.collect()))
+        Ok(Self(chosen_hooks()?.into_iter().flat_map(|(_, hooks)| hooks).collect()))
+    }
+
+    /// The hooks of one capability alone; none: this kernel has none for it.
+    pub(crate) fn of_capability(name: &str) -> Result<Option<Self>> {
+        let mut hooks = chosen_hooks()?.into_iter();
+        Ok(hooks.find(|(capability, _)| *capability == name).map(|(_, hooks)| Self(hooks)))
     }
 
     /// From execve to everything attached and walked, in milliseconds.
     pub(crate) fn time(&self, tree: &Path) -> Result<f64> {
+        let began = Instant::now();
+        let started = self.start(tree)?;
+        let took = began.elapsed();
+        drop(started);
+        Ok(took.as_secs_f64() * 1e3)
+    }
+
+    /// Starts it; everything is attached until the result is dropped.
+    pub(crate) fn start(&self, tree: &Path) -> Result<Started> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("attach").arg(tree).args(&self.0).stdin(Stdio::null()).stdout(Stdio::piped());
-        let began = Instant::now();
-        let mut child = command.spawn().context("start the floor")?;
+        let mut started = Started(command.spawn().context("start the floor")?);
         let mut ready = [0];
-        let output = child.stdout.as_mut().context("the floor has no output")?;
+        let output = started.0.stdout.as_mut().context("the floor has no output")?;
         std::io::Read::read_exact(output, &mut ready).context("wait for the floor")?;
-        let took = began.elapsed();
-        child.kill().context("end the floor")?;
-        child.wait().context("wait for the floor's end")?;
-        Ok(took.as_secs_f64() * 1e3)
+        Ok(started)
     }
 }
 
-/// The floor's process: prints a byte when it is ready, and waits to be ended.
+/// The floor's process.
+pub(crate) struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // Fails only for one that has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What serves each capability on this kernel, if any hook does: its programs as the floor takes them.
+fn chosen_hooks() -> Result<Vec<(&'static str, Vec<String>)>> {
+    let attached = Loaded::load(&Settings::default())?.attach()?;
+    let reports = attached.capabilities().reports.iter();
+    let chosen = reports.filter_map(|report| Some((report.capability, report.chosen?)));
+    let hooks = chosen.map(|(capability, hook)| {
+        let programs = hook.programs().map(|program| {
+            let is_return = hook.at_return == Some(program);
+            format!("{}:{}:{program}:{is_return}", hook.kind, capability.target)
+        });
+        (capability.name, programs.collect())
+    });
+    Ok(hooks.collect())
+}
+
+/// What the floor's process runs: prints a byte when it is ready, and waits to be ended.
 pub(crate) fn floor(tree: &Path, hooks: &[String]) -> Result<()> {
     let btf = Btf::from_sys_fs().context("read the kernel's BTF")?;
     let mut ebpf = EbpfLoader::new()

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kwitness_abi::{Header, Process, RecordKind, TaskExec, TaskExit, TaskFork};
+use kwitness_agent::api::Listed;
 use kwitness_agent::api::kwitness_server::{Kwitness, KwitnessServer};
 use kwitness_agent::clock::Clock;
 use kwitness_agent::hub::{Batch, Capacity, Filter, Hub, Start, Watcher, Writer};
@@ -238,7 +239,7 @@ impl Kwitness for Feeder {
         Err(Status::unimplemented("the feeder only feeds"))
     }
 
-    async fn list(&self, _: Request<proto::ListRequest>) -> Result<Response<proto::ListResponse>, Status> {
+    async fn list(&self, _: Request<proto::ListRequest>) -> Result<Response<Listed>, Status> {
         Err(Status::unimplemented("the feeder only feeds"))
     }
 

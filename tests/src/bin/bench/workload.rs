@@ -41,6 +41,31 @@ pub(crate) fn forks(count: u32) -> Result<()> {
     Ok(())
 }
 
+/// Forks and exits `count` times, one after the other, and executes nothing.
+const SUBSHELLS: &str = "n=$0; while [ $n -gt 0 ]; do (:); n=$((n-1)); done";
+/// Executes itself `$1` times, in one process.
+const EXECS: &str = r#"[ "$1" -eq 0 ] || exec /usr/bin/busybox sh -c "$0" "$0" $(($1-1))"#;
+
+/// Forks and exits `count` times without an exec; prints the nanoseconds that all took.
+pub(crate) fn subshells(count: u32) -> Result<()> {
+    shell(&[SUBSHELLS, &count.to_string()])
+}
+
+/// Executes `count` times without a fork; prints the nanoseconds that all took.
+pub(crate) fn execs(count: u32) -> Result<()> {
+    shell(&[EXECS, EXECS, &count.to_string()])
+}
+
+fn shell(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(TINY);
+    command.args(["sh", "-c"]).args(arguments).stdin(Stdio::null());
+    let began = Instant::now();
+    let status = command.status().with_context(|| format!("run {TINY}"))?;
+    ensure!(status.success(), "{TINY} sh: {status}");
+    println!("{}", began.elapsed().as_nanos());
+    Ok(())
+}
+
 /// Rests, and writes one of two texts to a file, in turn, `count` times.
 pub(crate) fn resizes(file: &Path, texts: [&str; 2], count: u32) -> Result<()> {
     for text in texts.into_iter().cycle().take(count as usize) {

@@ -9,6 +9,7 @@ mod byte_budget;
 mod cri_reports;
 mod forwarded;
 mod guard_reports;
+mod list;
 mod service;
 mod wanted;
 #[expect(
@@ -32,6 +33,7 @@ use tonic_health::server::HealthReporter;
 
 pub use admission::Admission;
 pub use forwarded::Loopback;
+pub use list::{ListCodec, Listed};
 pub use service::{DaemonInfo, Service};
 
 use crate::cri_events::{RuntimeEvents, Unserved};

@@ -18,18 +18,20 @@ use crate::api::admission::Admission;
 use crate::api::cri_reports::{self, Checked};
 use crate::api::guard_reports::{self, Report};
 use crate::api::kwitness_server::Kwitness;
+use crate::api::list::Listed;
 use crate::api::wanted;
 use crate::clock::Clock;
 use crate::config::Call;
 use crate::cri::Resolver;
 use crate::cri_events::Events;
-use crate::engine::{Handle, Stopped};
+use crate::engine::{Handle, Snapshot, Stopped};
 use crate::hub::{Batch, Filter, Hub, Start, Watcher, selects};
 use crate::privileges;
 use crate::probe::Capabilities;
 use crate::reported::LimitReport;
 use crate::usage::{self, Subscription, Usage};
 use crate::verify::{Verifier, VerifyError};
+use crate::wire::containers::{self, TooLarge};
 use crate::wire::{capability, convert, problem, program, unserved, verdicts};
 use kwitness_api::text::escape;
 use kwitness_api::{GUARD_REPORTS_MAX, proto};
@@ -123,12 +125,12 @@ impl Service {
         &self.admission
     }
 
-    async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<proto::ContainerState>), Status> {
-        let snapshot = self.engine.snapshot().await?;
-        let clock = Clock::read();
-        let wanted = snapshot.containers.iter().filter(|state| selects(filter, &state.subject));
-        let containers = wanted.map(|state| convert::container_state(state, clock));
-        Ok((snapshot.position, bounded(containers, ANSWER_BYTES_MAX)?))
+    /// The position and the containers as of it, encoded as [`containers::encode`] does.
+    async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<u8>), Status> {
+        let Snapshot { position, containers } = self.engine.snapshot().await?;
+        let wanted = containers.iter().filter(|state| selects(filter, &state.subject));
+        let encoded = containers::encode(&position, wanted, Clock::read(), ANSWER_BYTES_MAX)?;
+        Ok((position, encoded))
     }
 
     async fn start(&self, request: proto::WatchRequest, filter: Filter) -> Result<Watching, Status> {
@@ -153,8 +155,7 @@ impl Service {
             (after, None)
                 if request.snapshot && !after.as_ref().is_some_and(|at| self.hub.can_resume(at)) =>
             {
-                let (position, containers) = self.containers(&filter).await?;
-                let snapshot = proto::Snapshot { position: Some(api_position(&position)), containers };
+                let (position, snapshot) = self.containers(&filter).await?;
                 let mut watcher = self
                     .hub
                     .watch(Start::Snapshot { position, instead_of: after }, !request.no_follow, filter)
@@ -250,13 +251,10 @@ impl Kwitness for Service {
         Ok(Response::new(Box::pin(watching.into_stream(self.stop.clone()))))
     }
 
-    async fn list(
-        &self,
-        request: Request<proto::ListRequest>,
-    ) -> Result<Response<proto::ListResponse>, Status> {
+    async fn list(&self, request: Request<proto::ListRequest>) -> Result<Response<Listed>, Status> {
         let filter = filter(request.into_inner().filter)?;
-        let (position, containers) = self.containers(&filter).await?;
-        Ok(Response::new(proto::ListResponse { position: Some(api_position(&position)), containers }))
+        let (_, containers) = self.containers(&filter).await?;
+        Ok(Response::new(Listed(containers)))
     }
 
     async fn verify(
@@ -429,25 +427,22 @@ fn filter(filter: Option<proto::Filter>) -> Result<Filter, Status> {
 fn bounded<T: Message>(entries: impl Iterator<Item = T>, max: usize) -> Result<Vec<T>, Status> {
     let mut left = max;
     let fits = |entry: T| {
-        left = left.checked_sub(entry.encoded_len()).ok_or_else(|| {
-            Status::resource_exhausted(format!(
-                "this answer takes more than {max} bytes: narrow it with `filter`, for example to one \
-                 namespace"
-            ))
-        })?;
+        left = left.checked_sub(entry.encoded_len()).ok_or(TooLarge { max })?;
         Ok(entry)
     };
     entries.map(fits).collect()
+}
+
+impl From<TooLarge> for Status {
+    fn from(refused: TooLarge) -> Self {
+        Self::resource_exhausted(refused.to_string())
+    }
 }
 
 /// The memory that this process has resident.
 fn resident_bytes() -> Option<u64> {
     let pages = procfs::process::Process::myself().and_then(|process| process.statm()).ok()?.resident;
     pages.checked_mul(procfs::page_size())
-}
-
-fn api_position(position: &Position) -> proto::Position {
-    proto::Position { epoch: position.epoch.0.to_string(), seq: position.seq }
 }
 
 impl From<VerifyError> for Status {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kwitness_core::journal::Position;
 use kwitness_core::model::{
-    ContainerId, ContainerState, Evidence, Judged, KernelTime, LastVerdict, MemoryLevel, Observation,
+    ContainerId, ContainerState, Evidence, Judged, KernelTime, LastVerdict, MemoryLevels, Observation,
     Problem, ScanReason, State, Subject, VerdictScope,
 };
 use kwitness_core::node::LevelsRevision;
@@ -56,7 +56,7 @@ pub(crate) enum Request {
     State(oneshot::Sender<(Snapshot, Vec<LastVerdict>)>),
     Report(oneshot::Sender<Report>),
     Subjects(VerdictScope, oneshot::Sender<Vec<(Arc<Subject>, State)>>),
-    MemoryLevels(Option<LevelsRevision>, oneshot::Sender<Option<(LevelsRevision, Vec<MemoryLevel>)>>),
+    MemoryLevels(Option<LevelsRevision>, oneshot::Sender<Option<(LevelsRevision, MemoryLevels)>>),
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
     Known(Vec<ContainerId>, oneshot::Sender<Vec<bool>>),
     Observe(Observation),
@@ -113,14 +113,15 @@ impl Handle {
         self.ask(|answer| Request::Subjects(scope, answer)).await
     }
 
-    /// The cgroups whose memory usage is to be sampled, unless they are still those of that revision. Waits, so not for a task.
+    /// The cgroups whose memory usage is to be sampled, or what has changed of them since that revision, if anything has. Waits, so not
+    /// for a task.
     ///
     /// # Errors
     /// [`Stopped`].
     pub(crate) fn memory_levels(
         &self,
         known: Option<LevelsRevision>,
-    ) -> Result<Option<(LevelsRevision, Vec<MemoryLevel>)>, Stopped> {
+    ) -> Result<Option<(LevelsRevision, MemoryLevels)>, Stopped> {
         let (answer, answered) = oneshot::channel();
         self.requests.blocking_send(Request::MemoryLevels(known, answer)).map_err(|_| Stopped)?;
         answered.blocking_recv().map_err(|_| Stopped)

@@ -180,8 +180,10 @@ impl<P: Probe> Engine<P> {
                 readable = self.probe.readable() => {
                     readable.context("cannot wait for the kernel's rings")?;
                     if self.drain() {
-                        // The tasks that send what was just published run on this thread, too.
-                        tokio::task::yield_now().await;
+                        if self.is_wanted_otherwise() {
+                            // The tasks that send what was just published run on this thread, too: they come first.
+                            tokio::task::yield_now().await;
+                        }
                         self.look_for_losses();
                         self.publish(Clock::read());
                     }
@@ -218,6 +220,12 @@ impl<P: Probe> Engine<P> {
                 () = stop.cancelled() => return Ok(()),
             }
         }
+    }
+
+    /// Whether something waits for the engine that may take long. If nothing does, what was just published is sent as soon as
+    /// the engine waits again; yielding for that would have the scheduler poll for I/O, look for work and wake its other thread.
+    fn is_wanted_otherwise(&self) -> bool {
+        !(self.requests.is_empty() && self.answers.is_empty())
     }
 
     /// Drains, and looks for losses at once.

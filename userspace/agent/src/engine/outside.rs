@@ -35,7 +35,9 @@ pub(crate) struct Outside {
     walking: Option<JoinHandle<Walked>>,
     /// No walk begins before.
     earliest: Instant,
-    /// Running and unknown at the last look.
+    /// What the runtime ran at the last look.
+    running: Arc<BTreeSet<ContainerId>>,
+    /// Of these, those that were unknown.
     unknown: BTreeSet<ContainerId>,
     /// Of these, what a walk has looked for.
     looked_for: BTreeSet<ContainerId>,
@@ -65,6 +67,7 @@ impl Outside {
             walk: Arc::new(walk),
             walking: None,
             earliest: Instant::now(),
+            running: Arc::default(),
             unknown: BTreeSet::new(),
             looked_for: BTreeSet::new(),
             found: Found::new(),
@@ -72,9 +75,16 @@ impl Outside {
         }
     }
 
-    /// Compares what the runtime runs with what is known.
-    pub(super) fn look(&mut self, running: &BTreeSet<ContainerId>, is_known: impl Fn(&ContainerId) -> bool) {
-        let unknown: BTreeSet<_> = running.iter().filter(|id| !is_known(id)).cloned().collect();
+    /// Compares what the runtime runs with what is known. A list is gone through once: after that, only what was unknown is looked at.
+    pub(super) fn look(
+        &mut self,
+        running: &Arc<BTreeSet<ContainerId>>,
+        is_known: impl Fn(&ContainerId) -> bool,
+    ) {
+        let is_new = !Arc::ptr_eq(&self.running, running);
+        let open = if is_new { &**running } else { &self.unknown };
+        let unknown: BTreeSet<_> = open.iter().filter(|id| !is_known(id)).cloned().collect();
+        self.running = Arc::clone(running);
         let before = std::mem::replace(&mut self.unknown, unknown);
         if let Some(walked) = self.walking.as_mut().and_then(|walking| walking.now_or_never()) {
             self.walking = None;
@@ -127,12 +137,17 @@ mod tests {
 
     use super::*;
 
-    fn ids(ids: &[&str]) -> BTreeSet<ContainerId> {
+    fn set(ids: &[&str]) -> BTreeSet<ContainerId> {
         ids.iter().map(|id| ContainerId((*id).into())).collect()
     }
 
+    /// A list of the runtime's.
+    fn ids(ids: &[&str]) -> Arc<BTreeSet<ContainerId>> {
+        Arc::new(set(ids))
+    }
+
     /// Looks until the walk that is under way has ended.
-    async fn look_until_walked(outside: &mut Outside, running: &BTreeSet<ContainerId>) {
+    async fn look_until_walked(outside: &mut Outside, running: &Arc<BTreeSet<ContainerId>>) {
         while outside.walking.is_some() {
             tokio::task::yield_now().await;
             outside.look(running, |_| false);
@@ -157,7 +172,7 @@ mod tests {
         assert!(outside.walking.is_none(), "its record may be on its way");
         outside.look(&running, |id| matches!(&*id.0, "known" | "new"));
         look_until_walked(&mut outside, &ids(&["out1", "out2", "vm"])).await;
-        assert_eq!(*walks.lock().unwrap(), [ids(&["out1", "out2", "vm"])]);
+        assert_eq!(*walks.lock().unwrap(), [set(&["out1", "out2", "vm"])]);
         let container = ContainerId("out1".into());
         let problem = Problem::OutsideRoots { count: 2, container, path: "/x/out1".into() };
         assert_eq!(outside.problems().collect::<Vec<_>>(), [problem]);
@@ -176,6 +191,24 @@ mod tests {
 
         outside.look(&ids(&["out2", "vm"]), |id| &*id.0 == "out2");
         assert_eq!(outside.problems().count(), 0, "it is tracked now");
+    }
+
+    #[test]
+    fn a_list_is_gone_through_once() {
+        let mut outside = Outside::by(|_| Ok(Found::new()));
+        let looked_at = Mutex::new(Vec::new());
+        let mut look = |running: &Arc<BTreeSet<ContainerId>>, known: &str| {
+            outside.look(running, |id| {
+                looked_at.lock().unwrap().push(id.clone());
+                &*id.0 == known
+            });
+            std::mem::take(&mut *looked_at.lock().unwrap()).into_iter().collect::<BTreeSet<_>>()
+        };
+        let running = ids(&["known", "new"]);
+        assert_eq!(look(&running, "known"), set(&["known", "new"]));
+        assert_eq!(look(&running, "new"), set(&["new"]));
+        assert_eq!(look(&running, "known"), set(&[]), "all of them are known");
+        assert_eq!(look(&ids(&["known", "new"]), "known"), set(&["known", "new"]), "another list");
     }
 
     #[tokio::test]

@@ -15,7 +15,8 @@ use kwitness_api::{EventKind, proto};
 #[derive(Debug)]
 pub struct Batch {
     pub(super) begins_after: Option<proto::Position>,
-    pub(super) snapshot: Option<proto::Snapshot>,
+    /// An encoded `kwitness.v1alpha1.Snapshot`.
+    pub(super) snapshot: Option<Vec<u8>>,
     pub(super) epoch: Epoch,
     pub(super) items: Vec<Item>,
 }
@@ -28,12 +29,14 @@ pub(super) enum Item {
     Own(Box<proto::Event>),
 }
 
+/// The tag of `WatchResponse.snapshot`: field 1, length-delimited.
+const SNAPSHOT_TAG: u8 = 1 << 3 | 2;
 /// The tag of `WatchResponse.events`: field 2, length-delimited.
 const EVENTS_TAG: u8 = 2 << 3 | 2;
 
 impl Batch {
-    /// Puts a snapshot into the batch.
-    pub fn with_snapshot(mut self, snapshot: proto::Snapshot) -> Self {
+    /// Puts an encoded `kwitness.v1alpha1.Snapshot` into the batch.
+    pub fn with_snapshot(mut self, snapshot: Vec<u8>) -> Self {
         self.snapshot = Some(snapshot);
         self
     }
@@ -47,11 +50,13 @@ impl Batch {
     }
 
     pub(super) fn encode(mut self, buf: &mut impl BufMut) -> Result<(), prost::EncodeError> {
-        if self.begins_after.is_some() || self.snapshot.is_some() {
-            let begins_after = self.begins_after.take();
-            let snapshot = self.snapshot.take();
-            proto::WatchResponse { snapshot, events: Vec::new(), begins_after }.encode(buf)?;
+        if let Some(snapshot) = self.snapshot.take() {
+            buf.put_u8(SNAPSHOT_TAG);
+            prost::encode_length_delimiter(snapshot.len(), buf)?;
+            buf.put_slice(&snapshot);
         }
+        let begins_after = self.begins_after.take();
+        proto::WatchResponse { begins_after, ..Default::default() }.encode(buf)?;
         let mut position = proto::Position { epoch: self.epoch.0.to_string(), seq: 0 };
         for item in &self.items {
             buf.put_u8(EVENTS_TAG);

@@ -7,19 +7,20 @@
 //! has it above another number of thresholds than the last one stood for: the kernel has recorded a charge meanwhile.
 //!
 //! A level without a limit is left alone for long where a limit that is set would be seen: the core then has another limit for it than
-//! its last sample, and it is due. The same goes for one that has no such files, as far as can be seen.
+//! its last sample, and it is due. The same goes for one that has no such files, as far as can be seen. However many levels these are,
+//! looking at them costs no more: at most [`RARE_PER_SECOND`] of them are due in a second.
 //!
 //! Where the kernel does not record charges, it gives a notice of each level that has reached its limit ([`LimitNotices`]): that is
 //! due at once, unless its last sample was above all thresholds already.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use kwitness_core::model::{
-    Bound, CgroupId, MemoryLevel, MemorySample, MemorySamples, Observation, Thresholds,
+    Bound, CgroupId, MemoryLevel, MemoryLevels, MemorySample, MemorySamples, Observation, Thresholds,
 };
 use kwitness_core::node::LevelsRevision;
 use kwitness_core::pressure::sampling::{FillRate, LONGEST, SHORTEST, ThresholdState, interval};
@@ -38,8 +39,10 @@ const REFRESH: Duration = Duration::from_secs(1);
 const FILES_PER_REFRESH: u64 = 1000;
 /// Files of one sample: the limit, then usage.
 const FILES: u64 = 2;
-/// Between two samples of a level that has no limit as far as the core knows, or whose files are not there.
+/// Between two samples of a level that has no limit as far as the core knows, or whose files are not there: at least.
 const RARELY: Duration = Duration::from_secs(60);
+/// How many of those levels are due in a second at most, on average.
+const RARE_PER_SECOND: u32 = 50;
 
 /// What is sampled for, and what was counted since the start.
 #[derive(Debug, Default)]
@@ -71,8 +74,8 @@ impl Sampling {
     }
 }
 
-/// Starts the thread; it ends once `levels` gives `None`, or nothing receives samples any more. `levels` gives those that
-/// there are, if they are others than at the revision that it is given. With `notices`, levels that reach their limits are sampled
+/// Starts the thread; it ends once `levels` gives `None`, or nothing receives samples any more. `levels` gives what has changed
+/// since the revision that it is given. With `notices`, levels that reach their limits are sampled
 /// at once.
 ///
 /// # Errors
@@ -81,7 +84,7 @@ pub(crate) fn start(
     files: MemoryFiles,
     thresholds: Thresholds,
     notices: Option<LimitNotices>,
-    mut levels: impl FnMut(Option<LevelsRevision>) -> Option<Option<(LevelsRevision, Vec<MemoryLevel>)>>
+    mut levels: impl FnMut(Option<LevelsRevision>) -> Option<Option<(LevelsRevision, MemoryLevels)>>
     + Send
     + 'static,
     answers: mpsc::Sender<Observation>,
@@ -129,6 +132,8 @@ struct Level {
     known: Option<Bound>,
     /// Samples in a row for which its files were not there.
     missing: u32,
+    /// By its last sample, it is one of those that are sampled rarely.
+    is_rare: bool,
     rate: FillRate,
     /// How the last sample that was handed on stands; none: there was none.
     state: Option<ThresholdState>,
@@ -142,6 +147,8 @@ struct Sampler {
     notices: Option<LimitNotices>,
     levels: HashMap<CgroupId, Level>,
     queue: BTreeSet<(Instant, CgroupId)>,
+    /// How many levels are sampled rarely.
+    rare: u32,
     /// What times of samples are counted from, so that those of many levels come together.
     began: Instant,
     /// Files that may be read until the next refresh.
@@ -153,35 +160,50 @@ impl Sampler {
     fn new(files: MemoryFiles, notices: Option<LimitNotices>, counted: Arc<Sampling>) -> Self {
         let (levels, queue) = (HashMap::new(), BTreeSet::new());
         let began = Instant::now();
-        Self { files, notices, levels, queue, began, files_left: FILES_PER_REFRESH, counted }
+        Self { files, notices, levels, queue, rare: 0, began, files_left: FILES_PER_REFRESH, counted }
     }
 
-    /// Takes the levels that there are: new ones are due at once, and so are those whose limit has changed.
-    fn refresh(&mut self, levels: Vec<MemoryLevel>, now: Instant) {
-        let there: HashMap<CgroupId, MemoryLevel> =
-            levels.into_iter().map(|level| (level.cgroup, level)).collect();
-        let Self { queue, notices, .. } = self;
-        self.levels.retain(|cgroup, level| {
-            let stays = there.contains_key(cgroup);
-            if !stays {
-                queue.remove(&(level.due, *cgroup));
-                if let Some((watch, notices)) = level.watch.zip(notices.as_mut()) {
-                    notices.forget(*cgroup, watch);
+    /// Takes what has changed: new levels are due at once, and so are those whose limit has changed.
+    fn refresh(&mut self, levels: MemoryLevels, now: Instant) {
+        match levels {
+            MemoryLevels::All(levels) => {
+                let there: HashSet<CgroupId> = levels.iter().map(|level| level.cgroup).collect();
+                let gone = self.levels.keys().filter(|cgroup| !there.contains(*cgroup));
+                let gone: Vec<_> = gone.copied().collect();
+                gone.into_iter().for_each(|cgroup| self.forget(cgroup));
+                levels.into_iter().for_each(|level| self.take(level, now));
+            }
+            MemoryLevels::Changed(levels) => {
+                for (cgroup, level) in levels {
+                    match level {
+                        Some(level) => self.take(level, now),
+                        None => self.forget(cgroup),
+                    }
                 }
             }
-            stays
+        }
+    }
+
+    fn take(&mut self, level: MemoryLevel, now: Instant) {
+        let MemoryLevel { cgroup, path, above, limit } = level;
+        let level = self.levels.entry(cgroup).or_insert_with(|| {
+            self.queue.insert((now, cgroup));
+            Level::new(path, now)
         });
-        for (cgroup, MemoryLevel { path, above, limit, .. }) in there {
-            let level = self.levels.entry(cgroup).or_insert_with(|| {
-                self.queue.insert((now, cgroup));
-                Level::new(path, now)
-            });
-            level.state.take_if(|state| state.above(above) != above);
-            level.known = limit;
-            if limit.is_some() && limit != level.limit {
-                level.missing = 0;
-                self.hasten(cgroup, now);
-            }
+        level.state.take_if(|state| state.above(above) != above);
+        level.known = limit;
+        if limit.is_some() && limit != level.limit {
+            level.missing = 0;
+            self.hasten(cgroup, now);
+        }
+    }
+
+    fn forget(&mut self, cgroup: CgroupId) {
+        let Some(level) = self.levels.remove(&cgroup) else { return };
+        self.queue.remove(&(level.due, cgroup));
+        self.rare -= u32::from(level.is_rare);
+        if let Some((watch, notices)) = level.watch.zip(self.notices.as_mut()) {
+            notices.forget(cgroup, watch);
         }
     }
 
@@ -242,12 +264,14 @@ impl Sampler {
     }
 
     fn sample(&mut self, cgroup: CgroupId, now: Instant) -> Option<MemorySample> {
+        // How long it takes until each of the rare ones has had its turn.
+        let turn = Duration::from_secs(1) * self.rare / RARE_PER_SECOND;
         let level = self.levels.get_mut(&cgroup)?;
         self.files_left -= FILES;
         self.counted.samples.fetch_add(1, Relaxed);
         let read = self.files.read(cgroup, &level.path);
         let at = Clock::read().now();
-        let (sample, pause) = match read {
+        let (sample, pause, is_rare) = match read {
             Ok(memory) => {
                 (level.limit, level.missing) = (Some(memory.limit), 0);
                 let usage = memory.usage.unwrap_or_default();
@@ -255,24 +279,28 @@ impl Sampler {
                 if memory.limit == Bound::Unlimited {
                     level.rate = FillRate::default();
                 }
-                let pause = match (memory.limit, level.known) {
-                    (Bound::Unlimited, Some(Bound::Unlimited)) => RARELY,
-                    (limit, _) => interval(&self.counted.thresholds, usage, limit, fill_rate),
+                let is_rare = (memory.limit, level.known) == (Bound::Unlimited, Some(Bound::Unlimited));
+                let pause = if is_rare {
+                    RARELY.max(turn)
+                } else {
+                    interval(&self.counted.thresholds, usage, memory.limit, fill_rate)
                 };
-                (Some(MemorySample { at, cgroup, usage, limit: memory.limit, fill_rate }), pause)
+                (Some(MemorySample { at, cgroup, usage, limit: memory.limit, fill_rate }), pause, is_rare)
             }
             // It is gone, as the engine will see, too; or the controller is not enabled for it, which may change.
             Err(error) if gone(&error) => {
                 let pause = LONGEST * 4_u32.saturating_pow(level.missing);
                 level.missing = level.missing.saturating_add(1);
-                (None, pause.min(RARELY))
+                (None, pause.min(RARELY).max(turn), true)
             }
             Err(error) => {
                 self.counted.failed.fetch_add(1, Relaxed);
                 tracing::debug!(path = %level.path, %error, "cannot sample memory usage");
-                (None, LONGEST)
+                (None, LONGEST, false)
             }
         };
+        let was_rare = std::mem::replace(&mut level.is_rare, is_rare);
+        self.rare = self.rare + u32::from(is_rare) - u32::from(was_rare);
         (level.sampled, level.due) = (now, self.began + aligned(now - self.began, pause));
         self.queue.insert((level.due, cgroup));
         let sample = sample?;
@@ -308,6 +336,7 @@ impl Level {
             limit: None,
             known: None,
             missing: 0,
+            is_rare: false,
             rate,
             state: None,
             watch: None,

@@ -26,7 +26,7 @@ use super::{
     pins::{self, Old, Unpinned},
     positions::Positions,
     report::Capabilities,
-    stats::ProgramStats,
+    stats::{self, ProgramStats},
     tracker::Tracker,
 };
 
@@ -369,7 +369,8 @@ impl Running {
 
     /// How often each attached program ran, and what the kernel says about it.
     pub fn program_stats(&self) -> Vec<ProgramStats> {
-        self.source.programs.iter().map(|program| program.stats.read()).collect()
+        let are_counted = stats::are_counted();
+        self.source.programs.iter().map(|program| program.stats.read(are_counted)).collect()
     }
 }
 

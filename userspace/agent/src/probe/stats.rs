@@ -40,10 +40,8 @@ impl StatsReader {
         Self { program, fdinfo, _fd: fd }
     }
 
-    /// What the kernel says now.
-    pub fn read(&self) -> ProgramStats {
-        let are_counted =
-            fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() != "0");
+    /// What the kernel says now; `are_counted`: see [`are_counted`].
+    pub fn read(&self, are_counted: bool) -> ProgramStats {
         parse(self.program, &self.fdinfo(), are_counted)
     }
 
@@ -57,6 +55,11 @@ impl StatsReader {
         let length = self.fdinfo.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
         String::from_utf8_lossy(&text[..length]).into_owned()
     }
+}
+
+/// Whether the kernel counts every program's runs and their time, by the sysctl.
+pub fn are_counted() -> bool {
+    fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|on| on.trim() != "0")
 }
 
 /// The lines of a program's fdinfo read `name:\tvalue`.

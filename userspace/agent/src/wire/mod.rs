@@ -1,5 +1,6 @@
 //! What the domain knows, in the API's shape. Never the other way.
 
+pub mod containers;
 pub mod convert;
 mod guard;
 mod kubernetes;

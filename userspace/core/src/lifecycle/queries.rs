@@ -58,7 +58,7 @@ impl Lifecycle {
         subjects.filter(|subject| subject.facts.is_none()).map(|subject| &subject.container_id)
     }
 
-    /// See [`crate::node::Node::memory_levels`]; with their paths.
+    /// See [`crate::node::Node::memory_levels_after`]: all, with their paths.
     pub fn memory_levels(&self) -> impl Iterator<Item = (CgroupId, &Arc<str>)> {
         let existing = self.cgroups.existing_groups();
         existing.filter(|(_, role, _)| is_level(*role)).map(|(cgroup, _, path)| (cgroup, path))

@@ -41,7 +41,8 @@ pub use observation::{
     UnreadableCgroup,
 };
 pub use pressure::{
-    Charger, Direction, MemoryLevel, MemorySample, MemorySamples, Pressure, Thresholds, ThresholdsError,
+    Charger, Direction, MemoryLevel, MemoryLevels, MemorySample, MemorySamples, Pressure, Thresholds,
+    ThresholdsError,
 };
 pub use problem::Problem;
 pub use value::{Bound, CpuMax, Format, FormatError, Reading, Value};

@@ -134,6 +134,25 @@ pub struct MemoryLevel {
     pub limit: Option<Bound>,
 }
 
+/// Which cgroups those are by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemoryLevels {
+    /// These, and no others.
+    All(Vec<MemoryLevel>),
+    /// These have changed; none: that is no level, or not any more.
+    Changed(Vec<(CgroupId, Option<MemoryLevel>)>),
+}
+
+impl MemoryLevels {
+    /// Each level that is named.
+    pub fn for_each(&mut self, each: impl FnMut(&mut MemoryLevel)) {
+        match self {
+            Self::All(levels) => levels.iter_mut().for_each(each),
+            Self::Changed(levels) => levels.iter_mut().filter_map(|(_, level)| level.as_mut()).for_each(each),
+        }
+    }
+}
+
 /// The process whose charge crossed a threshold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Charger {

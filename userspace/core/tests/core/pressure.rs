@@ -6,13 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kwitness_abi::{Charge, ChargeSettings};
+use kwitness_core::lifecycle::Bounds;
 use kwitness_core::model::{
-    Basis, Bound, Caller, CgroupId, CgroupIndex, CgroupInfo, Direction, KernelTime, Kind, LevelRole,
-    MemoryCharge, MemorySample, MemorySamples, Output, Pressure, Thresholds,
+    Basis, Bound, Caller, CgroupId, CgroupIndex, CgroupInfo, Direction, Fact, KernelEvent, KernelTime, Kind,
+    LevelRole, MemoryCharge, MemoryLevels, MemorySample, MemorySamples, Observation, Output, Pressure, Scan,
+    ScanReason, Thresholds,
 };
+use kwitness_core::node::Node;
 use kwitness_core::pressure::PressureTracker;
 use kwitness_core::pressure::sampling::{CALM, FillRate, LONGEST, SHORTEST, ThresholdState, interval};
 use proptest::prelude::*;
+
+use crate::common::{POD, container_path, mkdir, pod, runc};
 
 const LIMIT: u64 = 1000;
 const SECOND: u64 = 1_000_000_000;
@@ -99,6 +104,31 @@ fn charge_settings(thresholds: &[u8]) -> ChargeSettings {
         ChargeSettings { count: thresholds.len() as u8, hysteresis: 5, floor: 70, ..ChargeSettings::NONE };
     settings.percent[..thresholds.len()].copy_from_slice(thresholds);
     settings
+}
+
+#[test]
+fn the_levels_that_have_changed_are_named_and_no_others() {
+    let (mut node, mut output) = (Node::new(Bounds::default()), Output::default());
+    let scan = Scan { cgroups: vec![pod()], ..Scan::empty(ScanReason::Initial, KernelTime(1)) };
+    node.observe(Observation::Scan(scan), &mut output);
+    let (mut known, all) = node.memory_levels_after(None).unwrap();
+    let MemoryLevels::All(all) = all else { panic!("{all:?}") };
+    assert_eq!(all.iter().map(|level| level.cgroup.0).collect::<Vec<_>>(), [POD]);
+    let inner = format!("{}/inner", container_path(7));
+    for (at, cgroup, fact, is_level) in [
+        (2, 7, mkdir(POD, &container_path(7)), true),
+        (3, 8, mkdir(7, &inner), false),
+        (4, 7, Fact::Rmdir { actor: runc() }, false),
+    ] {
+        let event = KernelEvent { at: KernelTime(at), cgroup: CgroupId(cgroup), fact };
+        node.observe(Observation::Kernel(event), &mut output);
+        let (revision, levels) = node.memory_levels_after(Some(known)).unwrap();
+        let MemoryLevels::Changed(levels) = levels else { panic!("{levels:?}") };
+        let named: Vec<_> = levels.iter().map(|(cgroup, level)| (cgroup.0, level.is_some())).collect();
+        assert_eq!(named, [(cgroup, is_level)]);
+        known = revision;
+    }
+    assert_eq!(node.memory_levels_after(Some(known)), None);
 }
 
 #[test]
