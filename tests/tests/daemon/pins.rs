@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use kwitness_api::proto;
 use kwitness_tests::outage::{Bpffs, lasting, ledger_of};
 use kwitness_tests::prelude::*;
 use kwitness_tests::scrape::scrape;
@@ -48,7 +49,8 @@ pub(crate) async fn programs_that_no_daemon_reads_are_named(ctx: &TestContext) -
     let remedy = format!("kwitness uninstall-pins --set {}", setting(&usual));
     let named = async |agent: &Agent| {
         let problems = agent.status().await?.problems;
-        Ok(problems.into_iter().any(|of| of.name == "unread_programs" && of.remedy == remedy))
+        let is_named = |of: &proto::Problem| of.name == "unread_programs" && of.remedy == remedy;
+        Ok::<_, anyhow::Error>(problems.iter().any(is_named))
     };
     ensure!(!named(&agent).await?, "its own are read");
     agent.kill()?;
