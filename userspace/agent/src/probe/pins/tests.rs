@@ -164,7 +164,7 @@ fn what_is_attached_and_read_by_no_daemon_is_found_wherever_it_is() {
     // Something beside the set keeps a daemon from using it, and nothing from removing it.
     fs::create_dir(other.join("foreign")).unwrap();
     let lock = Flock::lock(File::open(&usual).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
-    assert_eq!(unread(), [other.clone()], "a daemon uses the others");
+    assert_eq!(unread(), std::slice::from_ref(&other), "a daemon uses the others");
     // What another user might have made says nothing.
     fs::set_permissions(&set, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(unread(), [] as [PathBuf; 0]);
