@@ -299,7 +299,8 @@ mod tests {
     fn the_documentation_has_every_pod_and_no_other() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/verdicts.md");
         let text = fs::read_to_string(path).unwrap();
-        let mut documented: Vec<_> = text.lines().filter(|line| line.starts_with("| ")).collect();
+        let (_, matrix) = text.split_once("\n## The matrix\n").unwrap();
+        let mut documented: Vec<_> = matrix.lines().filter(|line| line.starts_with("| ")).collect();
         // The table's head.
         documented.retain(|line| !line.starts_with("| Kubelet |"));
         let mut missing = Vec::new();

@@ -53,8 +53,20 @@ pub(crate) struct Kept<'a> {
     bytes: usize,
 }
 
+impl Writer {
+    /// The journal for the next daemon: as much of it as fits into so many bytes, with so many more for each row.
+    pub(crate) fn kept(&self, max: usize, row: usize) -> Kept<'_> {
+        Kept::of(self.hub(), max, row)
+    }
+
+    /// Puts back what an earlier daemon's journal held after this one's place.
+    pub(crate) fn restoring(&mut self) -> Restoring<'_> {
+        Restoring::new(self)
+    }
+}
+
 impl<'a> Kept<'a> {
-    pub(super) fn of(hub: &'a Hub, max: usize, row: usize) -> Self {
+    fn of(hub: &'a Hub, max: usize, row: usize) -> Self {
         let (mut sizes, mut seen, mut other) = (HashMap::<_, usize>::new(), HashSet::new(), 0);
         let mut rows = Rows::default();
         each_piece(hub, |piece| {
@@ -218,7 +230,7 @@ enum Scope {
 }
 
 impl<'a> Restoring<'a> {
-    pub(super) fn new(writer: &'a mut Writer) -> Self {
+    fn new(writer: &'a mut Writer) -> Self {
         Self { writer, scopes: Vec::new(), gone: HashMap::new() }
     }
 

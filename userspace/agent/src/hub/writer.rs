@@ -10,7 +10,6 @@ use prost::Message as _;
 
 use super::Hub;
 use super::entry::{Entry, NonContainerScope};
-use super::kept::{Kept, Restoring};
 use super::subject::EncodedSubject;
 use crate::clock::Clock;
 use crate::wire::convert;
@@ -54,19 +53,9 @@ impl Writer {
         }
     }
 
-    /// The journal for the next daemon: as much of it as fits into so many bytes, with so many more for each row.
-    pub(crate) fn kept(&self, max: usize, row: usize) -> Kept<'_> {
-        Kept::of(&self.hub, max, row)
-    }
-
     /// At least what [`Self::kept`] needs for all of it.
     pub(crate) fn kept_bytes(&self) -> usize {
         self.hub.window.usage().bytes
-    }
-
-    /// Puts back what an earlier daemon's journal held after this one's place.
-    pub(crate) fn restoring(&mut self) -> Restoring<'_> {
-        Restoring::new(self)
     }
 
     pub(super) fn restore(&mut self, entry: Entry) {

@@ -64,7 +64,10 @@ fn what_was_requested_and_what_the_guard_set_is_known_to_the_next_daemon() {
     let at = KernelTime(11);
     daemon.observe(Observation::RequestsMissed { at, container: Some(id()), from, to, count: 1 });
     assert_eq!(unobserved(&replay(&place).1)[1..], [outage, missed], "of the entries");
-    daemon.ledger.turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken, &daemon.writer).unwrap();
+    daemon
+        .ledger
+        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken, &daemon.writer)
+        .unwrap();
     assert_eq!(unobserved(&replay(&place).1)[1..], [outage, missed], "of the state");
 }
 
