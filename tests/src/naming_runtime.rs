@@ -2,13 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use anyhow::Result;
 use tonic::{Request, Response, Status};
 
-use crate::cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
+use crate::cri::StandIn;
+use crate::cri::v1::runtime_service_server::RuntimeService;
 use crate::cri::v1::{
     Container, ContainerMetadata, ContainerState, ListContainersRequest, ListContainersResponse,
     ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxMetadata, VersionRequest,
@@ -17,10 +15,7 @@ use crate::cri::v1::{
 use crate::handmade::HandMade;
 
 #[derive(Debug)]
-pub struct NamingRuntime {
-    directory: tempfile::TempDir,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
-}
+pub struct NamingRuntime(StandIn);
 
 struct Service {
     containers: Vec<Container>,
@@ -30,9 +25,6 @@ struct Service {
 impl NamingRuntime {
     /// Each container is named like its pod, which is in that namespace.
     pub fn serve(containers: &[(&HandMade, &str)], namespace: &str) -> Result<Self> {
-        let directory = tempfile::tempdir_in("/run").context("make a directory for a socket")?;
-        let listener =
-            UnixListener::bind(directory.path().join("cri.sock")).context("listen as a runtime")?;
         let sandbox_of = |container: &HandMade| format!("sandbox-of-{}", container.id);
         let sandbox = |&(container, name): &(&HandMade, &str)| PodSandbox {
             id: sandbox_of(container),
@@ -55,19 +47,11 @@ impl NamingRuntime {
             containers: containers.iter().map(listed).collect(),
             sandboxes: containers.iter().map(sandbox).collect(),
         };
-        let server = Server::builder().add_service(RuntimeServiceServer::new(service));
-        let server = tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
-        Ok(Self { directory, server })
+        Ok(Self(StandIn::serve(service)?))
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("cri.sock")
-    }
-}
-
-impl Drop for NamingRuntime {
-    fn drop(&mut self) {
-        self.server.abort();
+        self.0.socket()
     }
 }
 

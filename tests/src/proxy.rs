@@ -105,14 +105,14 @@ impl Proxy {
     }
 
     pub async fn counts(&self) -> Result<BTreeMap<String, u64>> {
-        let lines = |log: &str| log.lines().filter(|line| line.contains(" counters ")).count();
+        let lines = |log: &str| log.lines().filter(|line| line.contains(" counters: ")).count();
         let before = lines(&self.process.log()?);
         self.process.signal(Signal::SIGUSR1)?;
         let log = wait_for("the proxy's counts", STOP_LIMIT, async || {
             Ok(Some(self.process.log()?).filter(|log| lines(log) > before && log.ends_with('\n')))
         });
         let log = log.await?;
-        let line = log.lines().rfind(|line| line.contains(" counters ")).context("the line")?;
+        let line = log.lines().rfind(|line| line.contains(" counters: ")).context("the line")?;
         let pairs = line.split_whitespace().filter_map(|word| word.split_once('='));
         Ok(pairs.filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?))).collect())
     }

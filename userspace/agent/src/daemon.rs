@@ -124,6 +124,9 @@ async fn watch_node(
         Turn::Taken(lock) => lock,
         Turn::Stopped(lock) => return Ok(lock),
     };
+    if let Some(server) = &http_server {
+        server.binding().take_over();
+    }
     let clock = Clock::read();
     let began = Instant::now();
     let Probes { attached, mut capabilities, watch, until_loaded, until_attached } = {

@@ -158,7 +158,10 @@ impl<T, O: Copy + Eq> Journal<T, O> {
             return false;
         }
         self.last = given_up.last;
-        let slot = Slot::Many(Box::new(given_up));
+        let slot = match given_up.of[..] {
+            [(Some(owner), 1)] if given_up.first == given_up.last => Slot::One(given_up.first, owner),
+            _ => Slot::Many(Box::new(given_up)),
+        };
         match self.slots.back_mut().filter(|before| !before.is_kept()) {
             Some(before) => {
                 self.beside -= before.beside();

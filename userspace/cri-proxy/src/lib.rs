@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use counters::Counters;
@@ -104,12 +105,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             ended = &mut serving => {
-                tracing::info!("stopped {connections} {counters}");
+                tracing::info!("stopped: {connections} {counters}");
                 return ended.context("the proxy panicked");
             }
             signal = signals.next() => match signal {
                 Signal::Stop => stop.cancel(),
-                Signal::LogCounters => tracing::info!("counters {connections} {counters}"),
+                Signal::LogCounters => tracing::info!("counters: {connections} {counters}"),
                 // Its options are all on the command line.
                 Signal::Reload => tracing::info!("SIGHUP ignored: restart to apply other options"),
             },
@@ -139,9 +140,18 @@ fn serve(
         budget: Arc::clone(&budget),
     };
     let tidied = Arc::clone(&runtime);
+    let last = observer.clone();
     let serving = async move {
+        let answering = async {
+            Frontend { runtime, events, observer, order, budget, counters }.serve(listener, stop).await;
+            if timeout(limits::LAST_REPORTS, last.emptied()).await.is_err() {
+                tracing::warn!(
+                    "the daemon has not taken the last reports of requested limits: they are lost"
+                );
+            }
+        };
         tokio::select! {
-            () = Frontend { runtime, events, observer, order, budget, counters }.serve(listener, stop) => {}
+            () = answering => {}
             () = tidied.tidy() => {}
             () = relay => {}
             () = reporting => {}

@@ -45,6 +45,9 @@ pub const CANCELLED_EARLY: usize = 1024;
 /// the next instance, and the program is ended after [`kwitness_service::Signals`] have waited two seconds, so this must stay short.
 pub const DRAIN: Duration = Duration::from_millis(1500);
 
+/// How long the daemon may take after that for what is to be reported, within the same two seconds. The rest is lost.
+pub const LAST_REPORTS: Duration = Duration::from_millis(300);
+
 /// Streams of events of all clients together, as many as the daemon allows; for one more, one of the client with most ends with
 /// `RESOURCE_EXHAUSTED`. What waits for one is shared with the others, its place in each queue is not.
 pub const EVENT_STREAMS: usize = 64;

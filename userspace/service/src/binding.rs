@@ -10,6 +10,7 @@
 //! program ends, and names the process that has it ([`Socket`](crate::Socket)).
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +25,8 @@ pub struct Binding {
     state: BindingState,
     /// When it is tried again, and how long after that.
     next: Option<(Instant, Duration)>,
-    /// Whether another process is expected to have the address for now.
-    is_inherited: bool,
+    /// Whether what was logged last is that another process has it, as was expected then.
+    was_expected: bool,
 }
 
 /// Whether an address is listened on. Clones share it.
@@ -33,12 +34,19 @@ pub struct Binding {
 pub struct BindingState {
     setting: &'static str,
     error: Arc<Mutex<Option<String>>>,
+    /// Whether another process is expected to have the address for now.
+    is_inherited: Arc<AtomicBool>,
 }
 
 impl BindingState {
     /// The setting that names the address, and why it cannot be listened on at present; none: it is, or has not been tried.
     pub fn problem(&self) -> Option<(&'static str, String)> {
         Some((self.setting, self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()?))
+    }
+
+    /// No other process is expected to have the address any more.
+    pub fn take_over(&self) {
+        self.is_inherited.store(false, Relaxed);
     }
 
     fn set(&self, error: Option<String>) -> Option<String> {
@@ -49,12 +57,16 @@ impl BindingState {
 impl Binding {
     /// Of the address that this setting or flag names. Nothing is tried yet.
     pub fn new(setting: &'static str) -> Self {
-        Self { state: BindingState { setting, error: Arc::default() }, next: None, is_inherited: false }
+        let state = BindingState { setting, error: Arc::default(), is_inherited: Arc::default() };
+        Self { state, next: None, was_expected: false }
     }
 
-    /// Likewise, of one that a process has whose end this one waits for: that it is taken is no error yet.
+    /// Likewise, of one that a process has whose end this one waits for: that it is taken is no error until
+    /// [`BindingState::take_over`].
     pub fn inherited(setting: &'static str) -> Self {
-        Self { is_inherited: true, ..Self::new(setting) }
+        let binding = Self::new(setting);
+        binding.state.is_inherited.store(true, Relaxed);
+        binding
     }
 
     /// Whether it is listened on, for whoever reports problems.
@@ -74,10 +86,11 @@ impl Binding {
                 Some(listener)
             }
             Err(error) => {
-                let is_expected = self.is_inherited && is_taken(&error);
+                let is_expected = self.state.is_inherited.load(Relaxed) && is_taken(&error);
                 let error = format!("{error:#}");
                 let before = self.state.set(Some(error.clone()));
-                if before.as_ref() != Some(&error) {
+                let was_expected = std::mem::replace(&mut self.was_expected, is_expected);
+                if before.as_ref() != Some(&error) || was_expected && !is_expected {
                     if is_expected {
                         tracing::info!(setting, error, "not served while another process has the address");
                     } else {
@@ -165,7 +178,7 @@ mod tests {
     async fn only_a_taken_address_is_expected_of_an_inherited_one() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let logged = |mut binding: Binding, bind: &dyn Fn() -> anyhow::Result<TcpListener>| {
+        let logged = |binding: &mut Binding, bind: &dyn Fn() -> anyhow::Result<TcpListener>| {
             let log = Log::default();
             let writer = log.clone();
             let lines =
@@ -178,10 +191,14 @@ mod tests {
         let bind = || {
             TcpListener::bind(address).map_err(|error| anyhow::Error::from(error).context("cannot listen"))
         };
-        assert_eq!(logged(Binding::inherited("http.listen"), &bind), (true, false));
-        assert_eq!(logged(Binding::new("http.listen"), &bind), (false, true));
+        let mut inherited = Binding::inherited("http.listen");
+        assert_eq!(logged(&mut inherited, &bind), (true, false));
+        assert_eq!(logged(&mut inherited, &bind), (false, false), "once");
+        inherited.state().take_over();
+        assert_eq!(logged(&mut inherited, &bind), (false, true), "it is an error now");
+        assert_eq!(logged(&mut Binding::new("http.listen"), &bind), (false, true));
         let refuse = || Err(anyhow::anyhow!("no such address"));
-        assert_eq!(logged(Binding::inherited("http.listen"), &refuse), (false, true));
+        assert_eq!(logged(&mut Binding::inherited("http.listen"), &refuse), (false, true));
     }
 
     #[tokio::test(start_paused = true)]

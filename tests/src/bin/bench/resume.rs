@@ -5,13 +5,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use kwitness_api::Timestamp;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_api::proto::{Event, WatchRequest, WatchResponse};
 use kwitness_tests::agent::connect;
 use kwitness_tests::prelude::*;
+use kwitness_tests::process::Killed;
 use tokio::time::timeout;
 use tonic::Streaming;
 
@@ -131,13 +132,13 @@ impl Live {
 }
 
 /// The process that resumes; ended when dropped.
-struct Resuming(Child);
+struct Resuming(Killed);
 
 impl Resuming {
     fn start(socket: &Path) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("catch-up").arg(socket).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Ok(Self(command.spawn().context("start what resumes")?))
+        Ok(Self(Killed(command.spawn().context("start what resumes")?)))
     }
 
     /// Has it end after the run that it is in; what it says of all.
@@ -154,14 +155,6 @@ impl Resuming {
         };
         let runs: Option<Vec<_>> = text.lines().map(run).collect();
         runs.filter(|runs| !runs.is_empty()).with_context(|| format!("what resumes said `{text}`"))
-    }
-}
-
-impl Drop for Resuming {
-    fn drop(&mut self) {
-        // Fails only for one that has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

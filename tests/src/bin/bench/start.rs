@@ -4,13 +4,14 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{FEntry, FExit, KProbe, RawTracePoint, TracePoint};
 use aya::{Btf, Ebpf, EbpfLoader};
 use kwitness_agent::probe::{Loaded, OBJECT, Settings, kernel_layout};
+use kwitness_tests::process::Killed;
 
 pub(crate) struct Floor(Vec<String>);
 
@@ -35,25 +36,14 @@ impl Floor {
     }
 
     /// Starts it; everything is attached until the result is dropped.
-    pub(crate) fn start(&self, tree: &Path) -> Result<Started> {
+    pub(crate) fn start(&self, tree: &Path) -> Result<Killed> {
         let mut command = Command::new("/proc/self/exe");
         command.arg("attach").arg(tree).args(&self.0).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut started = Started(command.spawn().context("start the floor")?);
+        let mut started = Killed(command.spawn().context("start the floor")?);
         let mut ready = [0];
-        let output = started.0.stdout.as_mut().context("the floor has no output")?;
+        let output = started.stdout.as_mut().context("the floor has no output")?;
         std::io::Read::read_exact(output, &mut ready).context("wait for the floor")?;
         Ok(started)
-    }
-}
-
-/// The floor's process.
-pub(crate) struct Started(Child);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        // Fails only for one that has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -313,10 +313,11 @@ impl Kwitness for Service {
         if let Some(first) = answer.malformed.first() {
             tracing::warn!(count = answer.malformed.len(), first, "rejected malformed request reports");
         }
-        self.engine.report_limits(now, reports).await?;
         for missed in missed {
             self.engine.observe(missed).await?;
         }
+        // When the engine answers this, it has taken in what came before, too.
+        self.engine.report_limits(now, reports).await?;
         Ok(Response::new(answer))
     }
 

@@ -120,7 +120,10 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>, reported: 
                 let known = containers.iter().map(|container| *container == subject().container_id);
                 answer.send(known.collect()).unwrap();
             }
-            Request::LimitReports(_, reports) => reports.into_iter().for_each(|of| drop(reported.take(of))),
+            Request::LimitReports(_, reports, answer) => {
+                reports.into_iter().for_each(|of| drop(reported.take(of)));
+                answer.send(()).unwrap();
+            }
             Request::Observe(Observation::Guard(report)) => {
                 assert_eq!(report.container, subject().container_id);
                 reported.observe(&Observation::Guard(report));

@@ -60,7 +60,7 @@ pub(crate) enum Request {
     Judge(Vec<Evidence>, oneshot::Sender<Vec<Judged>>),
     Known(Vec<ContainerId>, oneshot::Sender<Vec<bool>>),
     Observe(Observation),
-    LimitReports(KernelTime, Vec<LimitReport>),
+    LimitReports(KernelTime, Vec<LimitReport>, oneshot::Sender<()>),
 }
 
 /// The engine has ended: the daemon is going down.
@@ -151,12 +151,12 @@ impl Handle {
         self.requests.send(Request::Observe(observation)).await.map_err(|_| Stopped)
     }
 
-    /// Takes in what a client reports of limits, at that time: whatever is requested of the engine later comes after it.
+    /// Has the engine take in what a client reports of limits, at that time, and waits until it has.
     ///
     /// # Errors
     /// [`Stopped`].
     pub async fn report_limits(&self, at: KernelTime, reports: Vec<LimitReport>) -> Result<(), Stopped> {
-        self.requests.send(Request::LimitReports(at, reports)).await.map_err(|_| Stopped)
+        self.ask(|answer| Request::LimitReports(at, reports, answer)).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Stopped> {
@@ -185,9 +185,11 @@ impl<P: Probe> Engine<P> {
                 self.observe(observation);
                 self.publish(Clock::read());
             }
-            Request::LimitReports(at, reports) => {
+            Request::LimitReports(at, reports, answer) => {
                 self.take_reports(at, reports);
                 self.publish(Clock::read());
+                // Who reported may have gone.
+                let _ = answer.send(());
             }
         }
     }

@@ -104,6 +104,8 @@ pub(crate) struct Ledger {
     used: usize,
     number: u64,
     boot: String,
+    /// The bytes of the journal in that file.
+    kept: usize,
     /// The numbers of the segments before, and their bytes.
     earlier: Vec<u64>,
     earlier_bytes: usize,
@@ -125,9 +127,10 @@ impl Place {
         let number = earlier.last().map_or(Some(1), |last| last.checked_add(BASE_STEP));
         let number = number.ok_or(io::ErrorKind::FileTooLarge)?;
         let boot = fs::read_to_string(BOOT_ID)?;
-        let kept = Some(journal.kept(self.journal_bytes(), ENTRY_HEAD));
-        let (file, used) = make(&self, number, &boot, position, memory, Before::Whole, kept)?;
-        let mut ledger = Ledger { place: self, file, used, number, boot, earlier, earlier_bytes: 0 };
+        let rows = journal.kept(self.journal_bytes(), ENTRY_HEAD);
+        let kept = rows.bytes();
+        let (file, used) = make(&self, number, &boot, position, memory, Before::Whole, Some(rows))?;
+        let mut ledger = Ledger { place: self, file, used, number, boot, kept, earlier, earlier_bytes: 0 };
         match ledger.forget_earlier() {
             Ok(()) => Ok(ledger),
             Err(error) => {
@@ -190,14 +193,15 @@ impl Ledger {
         journal: &Writer,
     ) -> io::Result<()> {
         let max = self.place.journal_bytes();
-        let base = self.file.size() + journal.kept_bytes().min(max);
+        let base = self.file.size() - self.kept + journal.kept_bytes().min(max);
         let is_base = self.earlier_bytes + self.file.size() + base > self.place.bytes;
-        let kept = is_base.then(|| journal.kept(max, ENTRY_HEAD));
+        let rows = is_base.then(|| journal.kept(max, ENTRY_HEAD));
+        let kept = rows.as_ref().map_or(0, Kept::bytes);
         let next = self.number + if is_base { BASE_STEP } else { 1 };
-        let (file, used) = make(&self.place, next, &self.boot, position, memory, before, kept)?;
+        let (file, used) = make(&self.place, next, &self.boot, position, memory, before, rows)?;
         self.earlier.push(self.number);
         self.earlier_bytes += self.file.size();
-        (self.file, self.used, self.number) = (file, used, next);
+        (self.file, self.used, self.number, self.kept) = (file, used, next, kept);
         if is_base { self.forget_earlier() } else { Ok(()) }
     }
 

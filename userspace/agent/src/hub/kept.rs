@@ -113,16 +113,32 @@ impl<'a> Kept<'a> {
     pub(crate) fn write(&self, mut put: impl FnMut(&[u8]) -> bool) -> bool {
         let (mut excess, mut rows) = (self.excess.clone(), Rows::default());
         let (mut scopes, mut count) = (HashMap::new(), 0_u32);
-        each_piece(self.hub, |piece| {
-            let (seq, entry) = match piece {
-                Piece::Item(seq, entry) => (seq, entry),
+        // What is given up here, as long as nothing else comes between: one row.
+        let mut run = None::<GivenUp<CgroupId>>;
+        let had_room = each_piece(self.hub, |piece| {
+            if let Piece::Item(seq, entry) = &piece
+                && let Some(left) = excess.get_mut(&entry.owner()).filter(|left| **left > 0)
+            {
+                let in_its_place = match &mut run {
+                    Some(run) => {
+                        add(run, *seq, entry.owner());
+                        0
+                    }
+                    None => {
+                        let begun = GivenUp { first: *seq, last: *seq, of: vec![(entry.owner(), 1)] };
+                        rows.given_up(run.insert(begun)).len()
+                    }
+                };
+                *left = left.saturating_sub(rows.event(entry, NO_SCOPE).len().saturating_sub(in_its_place));
+                return true;
+            }
+            if !run.take().is_none_or(|run| put(rows.given_up(&run))) {
+                return false;
+            }
+            let entry = match piece {
+                Piece::Item(_, entry) => entry,
                 Piece::GivenUp(given_up) => return put(rows.given_up(&given_up)),
             };
-            let owner = entry.owner();
-            if let Some(left) = excess.get_mut(&owner).filter(|left| **left > 0) {
-                *left = left.saturating_sub(rows.event(&entry, NO_SCOPE).len());
-                return put(rows.given_up(&GivenUp { first: seq, last: seq, of: vec![(owner, 1)] }));
-            }
             let known = entry.subject.as_ref().and_then(|of| scopes.get(&Arc::as_ptr(of)).copied());
             let scope = match known {
                 Some(scope) => scope,
@@ -139,7 +155,17 @@ impl<'a> Kept<'a> {
                 }
             };
             put(rows.event(&entry, scope))
-        })
+        });
+        had_room && run.is_none_or(|run| put(rows.given_up(&run)))
+    }
+}
+
+/// One event more that is given up, which follows.
+fn add(run: &mut GivenUp<CgroupId>, seq: u64, owner: Option<CgroupId>) {
+    run.last = seq;
+    match run.of.iter_mut().find(|(of, _)| *of == owner) {
+        Some((_, count)) => *count += 1,
+        None => run.of.push((owner, 1)),
     }
 }
 

@@ -2,7 +2,7 @@
 //! list no others, and are not made for changes of others.
 //!
 //! A container that starts in one of the pods is found by the next look. So is another pod of the same name, once nothing of the first
-//! one is left.
+//! one is left. Any other pod that the filter lets pass is found by the look that every call ends with.
 
 use std::collections::BTreeSet;
 
@@ -52,6 +52,11 @@ impl Selection {
     /// Whether less than what the filter may let pass is looked at.
     pub(super) fn is_narrowed(&self) -> bool {
         self.extent == Extent::Some && !self.scopes.contains(&VerdictScope::All)
+    }
+
+    /// Whether changes of what came after the last look are no concern of it.
+    pub(super) fn misses_new(&self) -> bool {
+        self.extent == Extent::Some
     }
 
     /// It is these containers, and what else is in their pods.

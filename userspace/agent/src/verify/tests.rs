@@ -401,3 +401,69 @@ async fn a_call_that_waits_for_a_pod_lists_all_containers_at_first_and_for_good_
     assert_eq!((scopes.first(), scopes.last()), (Some(&all), Some(&all)));
     assert!(scopes.len() > 2 && scopes[1..scopes.len() - 1].iter().all(|scope| *scope == pod), "{scopes:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_comes_while_a_call_waits_is_waited_for_too() {
+    let tree = tempfile::tempdir().unwrap();
+    let (engine, mut requests) = Handle::new();
+    let verifier = verifier(tree.path(), engine);
+    let filter = proto::Filter { pods: vec!["u".to_owned(), "v".to_owned()], ..Default::default() };
+    let filter = Filter::try_from(filter).unwrap();
+    let make = |number: u64, uid: &str| {
+        let id = format!("{number:064x}");
+        let path = format!("/kubepods/burstable/pod{uid}/{id}");
+        let directory = tree.path().join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("memory.max");
+        std::fs::write(&file, "8192").unwrap();
+        let subject = Subject {
+            cgroup_id: verifier.cgroups().open(&path).unwrap().id().unwrap(),
+            cgroup_path: path.into(),
+            container_id: ContainerId(id.into()),
+            runtime: None,
+            pod: Some(PodRef { uid: PodUid(uid.into()), qos: QosClass::Burstable }),
+            facts: None,
+        };
+        (Arc::new(subject), file)
+    };
+    let (first, second) = (make(7, "u"), make(8, "v"));
+    let queue = verifier.queue.clone();
+    let serving = tokio::spawn(async move {
+        let running = |subject: &Arc<Subject>| (Arc::clone(subject), State::Running);
+        let mut node = Node::new(Bounds::default());
+        let mut scopes = Vec::new();
+        while let Some(request) = requests.recv().await {
+            match request {
+                Request::Subjects(scope, answer) => {
+                    let found = if let VerdictScope::Pod(uid) = &scope {
+                        let (subject, file) = if &*uid.0 == "u" { &first } else { &second };
+                        std::fs::write(file, "4096").unwrap();
+                        vec![running(subject)]
+                    } else {
+                        queue.push(VerdictScope::All);
+                        let there = if scopes.is_empty() { vec![&first] } else { vec![&first, &second] };
+                        there.into_iter().map(|(subject, _)| running(subject)).collect()
+                    };
+                    scopes.push(scope);
+                    answer.send(found).unwrap();
+                }
+                Request::Judge(evidence, answer) => {
+                    let observe = |of| {
+                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
+                    };
+                    answer.send(evidence.into_iter().map(observe).collect()).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        scopes
+    });
+    let desired = [memory_by(Source::Client, 4096)];
+    let report = verifier.verify(&filter, &desired, Duration::from_secs(60)).await.unwrap();
+    assert!(report.all_in_force() && report.judged.len() == 2, "{report:?}");
+    drop(verifier);
+    let pod = |uid: &str| VerdictScope::Pod(PodUid(uid.into()));
+    let all = VerdictScope::All;
+    let looks = [all.clone(), pod("u"), all.clone(), pod("u"), pod("v"), all];
+    assert_eq!(serving.await.unwrap(), looks);
+}

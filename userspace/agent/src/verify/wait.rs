@@ -24,7 +24,7 @@ const RECHECK_SHARE: u32 = 20;
 pub(super) const STATUS_AGE: Duration = Duration::from_millis(250);
 
 impl Verifier {
-    /// Waits until all are in force, or so long; the last look is for good.
+    /// Waits until all that pass the filter are in force, or so long; the last look is for good.
     pub(super) async fn wait(
         &self,
         filter: &Filter,
@@ -46,12 +46,26 @@ impl Verifier {
         let mut cost = began.elapsed();
         // No look after an event comes before; and events put the next look without one off no further.
         let (mut earliest, mut looked) = (Instant::now(), Instant::now());
-        while !report.all_in_force() {
+        // Whether the report is about all that passed the filter at the last look.
+        let mut is_whole = true;
+        loop {
+            let waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
+            if report.all_in_force() {
+                if is_whole {
+                    return Ok(report);
+                }
+                let began = Instant::now();
+                selection = Selection::of(filter);
+                report = self.look_at_selected(look, &mut selection).await?;
+                is_whole = true;
+                (cost, looked) = (began.elapsed(), Instant::now());
+                earliest = looked + cost.saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
+                continue;
+            }
             if Instant::now() >= until {
                 // Whatever passes the filter by now.
                 return self.look_at_selected(last, &mut Selection::of(filter)).await;
             }
-            let waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
             let pause = RECHECK_MIN.max(cost.saturating_mul(RECHECK_SHARE).saturating_mul(waiting));
             let recheck = looked + pause;
             let changed = if Instant::now() < recheck {
@@ -63,17 +77,18 @@ impl Verifier {
             match changed {
                 None if began >= until => {}
                 None => {
+                    is_whole = !selection.is_narrowed();
                     report = self.look_at_selected(look, &mut selection).await?;
                     (cost, looked) = (began.elapsed(), Instant::now());
                 }
                 Some(changed) => {
+                    is_whole &= !selection.misses_new();
                     report.renew(self.look_at_each(look, selection.concerned(changed)).await?);
                     earliest = Instant::now()
                         + began.elapsed().saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
                 }
             }
         }
-        Ok(report)
     }
 }
 

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_opaque_and_a_bad_name_is_not() {
+    fn what_is_no_message_is_undecodable_and_a_bad_name_is_not() {
         let mut seen = Seen::default();
         assert_eq!(seen.check(b"\xff\xff\xff", 0), Dedup::Undecodable);
         // A sandbox status (4) whose id (1) is not UTF-8, and a container id that is not.

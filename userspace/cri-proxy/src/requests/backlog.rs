@@ -38,6 +38,7 @@ const SAYS: [fn(&proto::CriResources) -> bool; 6] = [
 pub struct Backlog {
     waiting: Mutex<Waiting>,
     news: Notify,
+    emptied: Notify,
     counters: Arc<Counters>,
 }
 
@@ -55,6 +56,8 @@ struct Waiting {
     bytes: usize,
     /// Those before that number are on their way to the daemon.
     sent: u64,
+    /// A batch is on its way, which has what was missed until then.
+    has_sent: bool,
     /// By the id, which is empty where it is not known.
     missed: BTreeMap<String, proto::CriRequestsMissed>,
 }
@@ -62,7 +65,7 @@ struct Waiting {
 impl Backlog {
     /// An empty one.
     pub fn new(counters: Arc<Counters>) -> Self {
-        Self { waiting: Mutex::default(), news: Notify::new(), counters }
+        Self { waiting: Mutex::default(), news: Notify::new(), emptied: Notify::new(), counters }
     }
 
     /// Puts down what is to be reported.
@@ -93,13 +96,22 @@ impl Backlog {
         let mut waiting = self.lock();
         let taken: Vec<u64> = waiting.requests.range(..waiting.sent).map(|(number, _)| *number).collect();
         taken.into_iter().for_each(|number| drop(waiting.remove(number)));
+        waiting.has_sent = false;
+        self.emptied.notify_one();
     }
 
     /// It has not: the batch with these is sent again.
     pub fn not_taken(&self, missed: Vec<proto::CriRequestsMissed>) {
         let mut waiting = self.lock();
-        waiting.sent = 0;
+        (waiting.sent, waiting.has_sent) = (0, false);
         missed.into_iter().for_each(|missed| waiting.miss(missed));
+    }
+
+    /// Waits until the daemon has taken all of it. For one at a time.
+    pub async fn emptied(&self) {
+        while !self.lock().is_empty() {
+            self.emptied.notified().await;
+        }
     }
 
     /// Nothing that could panic runs while it is held.
@@ -177,8 +189,12 @@ impl Waiting {
             self.sent = last + 1;
         }
         let missed: Vec<_> = mem::take(&mut self.missed).into_values().collect();
-        let is_empty = requests.is_empty() && missed.is_empty();
-        (!is_empty).then_some(proto::ReportCriRequestsRequest { requests, missed })
+        self.has_sent = !(requests.is_empty() && missed.is_empty());
+        self.has_sent.then_some(proto::ReportCriRequestsRequest { requests, missed })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.missed.is_empty() && !self.has_sent
     }
 }
 
@@ -194,7 +210,10 @@ fn cost(request: &proto::CriRequest) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -351,6 +370,24 @@ mod tests {
         let waiting = backlog.lock();
         assert_eq!((waiting.bytes, waiting.requests.len(), waiting.of.len()), (0, 0, 0));
         assert_eq!(backlog.counters.requests_superseded.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn it_is_empty_once_the_daemon_has_taken_all() {
+        let backlog = Backlog::new(Arc::default());
+        let is_empty = async || timeout(Duration::ZERO, backlog.emptied()).await.is_ok();
+        let missed = proto::CriRequestsMissed { id: String::new(), count: 1, from: 10, to: 20 };
+        assert!(is_empty().await);
+        backlog.push(Report::Missed(missed.clone()));
+        assert!(!is_empty().await);
+        let batch = backlog.batch().await;
+        assert!(!is_empty().await, "on its way");
+        backlog.not_taken(batch.missed);
+        assert!(!is_empty().await, "it waits again");
+        backlog.push(Report::Request(update("a", 1, memory(1))));
+        assert_eq!(backlog.batch().await.missed, [missed]);
+        let ((), ()) = tokio::join!(backlog.emptied(), async { backlog.taken() });
+        assert!(is_empty().await);
     }
 
     #[test]

@@ -75,6 +75,11 @@ impl RequestObserver {
             places: Arc::new(Semaphore::new(limits::CALLS_OBSERVED)),
         }
     }
+
+    /// Waits until the daemon has taken all that is to be reported.
+    pub async fn emptied(&self) {
+        self.backlog.emptied().await;
+    }
 }
 
 impl ConnectionObserver {

@@ -3,6 +3,7 @@
 //! Whatever came of a call leads to a report, or to none and a count. Only limits, id, times and status are read of it.
 
 use prost::{DecodeError, Message as _};
+use tonic::Code;
 
 use super::super::counters::Counters;
 use super::super::first::{First, Unusable};
@@ -12,6 +13,8 @@ use kwitness_api::proto::{self, CriMethod};
 use kwitness_cri::runtime as cri;
 use kwitness_cri::{UNIFIED_MEMORY_HIGH, UNIFIED_SWAP_MAX};
 
+/// The status of a call that names nothing the runtime knows.
+const NOT_FOUND: i32 = Code::NotFound as i32;
 /// Bytes of the largest number of bytes, as text.
 const NUMBER_MAX: usize = 20;
 
@@ -24,7 +27,8 @@ pub enum Report {
     Missed(proto::CriRequestsMissed),
 }
 
-/// The report of a call; none: it has set no limit, or those of a container that has no name. What cannot be read is counted.
+/// The report of a call; none: it has set no limit, or is about a container that has no name, or that the runtime does not know. What
+/// cannot be read is counted.
 pub fn report(call: Call, counters: &Counters) -> Option<Report> {
     let Call { method, received, answered, code, request, answer } = call;
     let is_refused = code.is_some_and(|code| code != 0);
@@ -33,6 +37,7 @@ pub fn report(call: Call, counters: &Counters) -> Option<Report> {
     let created = match method {
         CriMethod::CreateContainer if is_refused => return None,
         CriMethod::CreateContainer => Some(created(answer).inspect_err(read).ok()?),
+        _ if code == Some(NOT_FOUND) => return None,
         _ => None,
     };
     let request = request.ok_or(Unread::NotCopied).and_then(message);
@@ -156,7 +161,7 @@ fn resources(resources: cri::LinuxContainerResources) -> proto::CriResources {
         memory_limit_in_bytes,
         mut unified,
     } = resources;
-    // Another text is no limit, to the daemon neither.
+    // The daemon ignores any other text, too.
     let is_limit = |text: &String| text == "max" || text.len() <= NUMBER_MAX && text.parse::<u64>().is_ok();
     let mut text = |key: &str| unified.remove(key).filter(is_limit).unwrap_or_default();
     proto::CriResources {

@@ -1,7 +1,7 @@
 //! Sends what waits in the backlog to the daemon, batch by batch.
 //!
 //! Owns the connection to the daemon, made for the first batch. What the daemon does not take within [`PATIENCE`] is sent again after
-//! [`RETRY`]: of two that arrive, the second changes nothing there.
+//! [`RETRY`]: of two requests that arrive, the second changes nothing there; what was missed is counted twice.
 
 use std::mem;
 use std::path::PathBuf;

@@ -354,3 +354,22 @@ async fn a_cancelled_call_is_reported_without_a_status() {
     assert_eq!((report.id.as_str(), report.code), ("given up", None));
     assert!(report.received <= given_up && given_up <= report.answered, "{given_up}: {report:?}");
 }
+
+#[test]
+fn a_request_for_what_the_runtime_does_not_know_is_none() {
+    let counters = Counters::default();
+    let reported = |method, code: Code, request| {
+        let answer = First::default();
+        let call = Call { method, received: 1, answered: 2, code: Some(code as i32), request, answer };
+        report::report(call, &counters)
+    };
+    let request = || Some(First::Whole(update("a")));
+    for method in [CriMethod::UpdateContainerResources, CriMethod::UpdatePodSandboxResources] {
+        assert_eq!(reported(method, Code::NotFound, request()), None);
+        assert_eq!(reported(method, Code::NotFound, None), None, "nor is one that was missed");
+    }
+    let refused = reported(CriMethod::UpdateContainerResources, Code::Internal, request());
+    let Some(report::Report::Request(refused)) = refused else { panic!("it counts") };
+    assert_eq!((refused.id.as_str(), refused.code), ("a", Some(Code::Internal as i32)));
+    assert_eq!(counters.requests_missed.get(), 0);
+}

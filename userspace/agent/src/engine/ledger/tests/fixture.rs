@@ -17,7 +17,7 @@ use super::*;
 use crate::reported::LimitReport;
 
 /// The epoch goes on after so many events.
-const EVENTS: u64 = 32;
+const EVENTS: u64 = 33;
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ledger")
@@ -48,6 +48,14 @@ fn written() -> Vec<u8> {
     let place = Place { bytes: SEGMENT, ..place(directory.path()) };
     let mut daemon = Daemon::begin(&place);
     observations("runc-pod").into_iter().for_each(|of| daemon.observe(of));
+    let (at, from, to) = (KernelTime(3), KernelTime(1), KernelTime(2));
+    daemon.observe(Observation::RequestsMissed {
+        at,
+        container: Some(ContainerId("c".into())),
+        from,
+        to,
+        count: 1,
+    });
     daemon.output.actions.drain(..).for_each(|action| daemon.memory.asked.note(&action));
     publish(&mut daemon);
     let memory = borrowed(&daemon.memory);
@@ -132,6 +140,8 @@ fn form(bytes: &[u8]) -> Vec<(Tag, BTreeSet<String>)> {
 
 fn names(value: &Value, path: &str, form: &mut BTreeSet<String>) {
     match value {
+        Value::Object(fields) if fields.is_empty() => drop(form.insert(format!("{path}: {{}}"))),
+        Value::Array(items) if items.is_empty() => drop(form.insert(format!("{path}: []"))),
         Value::Object(fields) => {
             fields.iter().for_each(|(name, value)| names(value, &format!("{path}.{name}"), form));
         }

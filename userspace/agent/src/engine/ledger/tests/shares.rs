@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kwitness_api::proto::{self, event::Kind};
+use kwitness_core::model;
 
 use super::*;
 use crate::hub::testing::{created, gap, numbers, rest, stopped, subject};
@@ -81,6 +82,27 @@ fn the_ledger_is_within_its_bound_and_leads_to_the_same_journal() {
         assert_eq!(held(&hub), held(&daemon.hub));
     }
     assert!((2..10).contains(&bases), "{bases}");
+}
+
+#[test]
+fn a_full_journal_is_not_written_with_each_segment() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place { bytes: 8 * SEGMENT, ..place(directory.path()) };
+    let mut daemon = Daemon::begin(&place);
+    let large = |_| {
+        let mut event = gap();
+        let model::Kind::Gap(of) = &mut event.kind else { unreachable!() };
+        of.lost = [("x".repeat(7000), 1)].into();
+        event
+    };
+    daemon.writer.append((0..4096).map(large), Clock::read());
+    assert!(daemon.writer.kept_bytes() > place.journal_bytes());
+    let mut bases = 0;
+    for _ in 0..20 {
+        turn(&mut daemon);
+        bases += usize::from(numbers_in(&place).len() == 1);
+    }
+    assert!((2..=10).contains(&bases), "at most every second one: {bases}");
 }
 
 #[test]
