@@ -183,12 +183,21 @@ pub struct Lived {
     pub ended: SystemTime,
 }
 
-/// Containers that come and go, one after the other, until it is ended.
+/// Containers that come and go, one after the other, until it is ended or dropped.
 #[derive(Debug)]
 pub struct Storm {
-    stop: Arc<AtomicBool>,
+    stop: StopOnDrop,
     lived: Arc<AtomicUsize>,
     thread: JoinHandle<Result<(Kubepods, Vec<Lived>)>>,
+}
+
+#[derive(Debug)]
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Storm {
@@ -211,7 +220,7 @@ impl Storm {
             }
             Ok((kubepods, all))
         });
-        Self { stop, lived, thread }
+        Self { stop: StopOnDrop(stop), lived, thread }
     }
 
     pub async fn more(&self, lives: usize) -> Result<()> {
@@ -223,7 +232,7 @@ impl Storm {
     }
 
     pub fn end(self) -> Result<(Kubepods, Vec<Lived>)> {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.stop);
         self.thread.join().map_err(|_| anyhow!("the storm panicked"))?
     }
 }
