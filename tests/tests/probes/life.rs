@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use kwitness_core::model::{CgroupId, ExitStatus, Fact, PathText, TaskInfo};
 use kwitness_tests::prelude::*;
@@ -10,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::child::{Action, Child};
 use crate::producer;
-use crate::session::{Root, Session, rmdir};
+use crate::session::{LIMIT, Root, Session, rmdir};
 
 const OWN_MOUNTS: CloneFlags = CloneFlags::CLONE_NEWNS;
 const NO_NAMESPACES: CloneFlags = CloneFlags::empty();
@@ -60,7 +61,11 @@ fn kinds(facts: &[&Fact]) -> Vec<&'static str> {
     facts.iter().map(kind).collect()
 }
 
-fn expect(session: &Session, id: u64, expected: &[&str]) -> Result<()> {
+fn expect(session: &mut Session, id: u64, expected: &[&str]) -> Result<()> {
+    // See `await_empty`.
+    while kinds(&session.facts(id)).len() < expected.len()
+        && session.read_until(|event| event.cgroup.0 == id).is_ok()
+    {}
     let facts = session.facts(id);
     ensure!(kinds(&facts) == expected, "expected {expected:?}, got {:?}:\n{facts:#?}", kinds(&facts));
     Ok(())
@@ -148,6 +153,7 @@ fn first_program(session: &mut Session, root: &Root) -> Result<()> {
     let (container, id) = root.container()?;
     // A runtime's helper: in the container's cgroup, in its parent's mount namespace.
     producer::spawn(&container, "end")?.wait()?;
+    await_empty(&container)?;
     // The container's own program (which becomes another), then an exec into the container.
     let main = producer::spawn_in(&container, OWN_MOUNTS, "become-pause")?;
     await_execs(session, id, 3)?;
@@ -158,6 +164,16 @@ fn first_program(session: &mut Session, root: &Root) -> Result<()> {
     let expected = ["mkdir", "populated", "enter", "exec", "exit", "empty"];
     let expected = [&expected[..], &["populated", "enter", "first exec", "exec"], &["enter", "exec", "exit"]];
     expect(session, id, &[&expected.concat()[..], &["first exit", "empty"]].concat())
+}
+
+/// Linux 7.2 takes a task out of its cgroup once it has been switched out: wait(2) may have returned before.
+fn await_empty(cgroup: &Path) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    while cgroup::entry(cgroup, "cgroup.events", "populated")? != 0 {
+        ensure!(Instant::now() < deadline, "{} stays populated", cgroup.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Reads on until that many more programs were executed in the cgroup.
@@ -185,6 +201,7 @@ fn nested_after_start(session: &mut Session, root: &Root) -> Result<()> {
     let service_id = cgroup::id(&service)?;
     for _ in 0..2 {
         producer::spawn_in(&service, OWN_MOUNTS, "end")?.wait()?;
+        await_empty(&service)?;
     }
     main.signal(Signal::SIGKILL)?;
     main.wait()?;
@@ -199,6 +216,7 @@ fn refilled(session: &mut Session, root: &Root) -> Result<()> {
     let (container, id) = root.container()?;
     for _ in 0..2 {
         producer::spawn_in(&container, OWN_MOUNTS, "end")?.wait()?;
+        await_empty(&container)?;
     }
     session.settle()?;
     let run = ["populated", "enter", "first exec", "first exit", "empty"];

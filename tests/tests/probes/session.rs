@@ -13,7 +13,7 @@ use kwitness_tests::prelude::*;
 use tokio::runtime::Runtime;
 
 /// How long anything may take that the kernel does by itself.
-const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// Running probes, and their records so far.
 pub struct Session {
