@@ -268,11 +268,7 @@ async fn client(socket: &Path) -> Result<KwitnessClient<Channel>> {
 
 /// Everything that the replay window of the daemon at that socket holds, up to now.
 pub async fn replay(socket: &Path) -> Result<Seen> {
-    let request = proto::WatchRequest {
-        since: Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 }),
-        no_follow: true,
-        ..proto::WatchRequest::default()
-    };
+    let request = proto::WatchRequest { no_follow: true, ..from_oldest() };
     let mut watcher = Watcher::open(client(socket).await?, request).await?;
     watcher.wait_end().await?.context("the replay ended with an error")?;
     Ok(watcher.seen())
@@ -280,6 +276,12 @@ pub async fn replay(socket: &Path) -> Result<Seen> {
 
 pub fn from_now() -> proto::WatchRequest {
     proto::WatchRequest::default()
+}
+
+/// From the oldest event that is kept.
+pub fn from_oldest() -> proto::WatchRequest {
+    let since = Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 });
+    proto::WatchRequest { since, ..from_now() }
 }
 
 pub fn with_snapshot() -> proto::WatchRequest {

@@ -18,7 +18,7 @@ const CALLS: [&str; 6] = [
 /// The files of the daemon that open others to write to them: its ledger, and the recording of `--record`.
 const WRITERS: [&str; 2] = ["engine/recorder.rs", "probe/mapped.rs"];
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace's root").to_owned()
 }
 

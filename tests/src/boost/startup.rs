@@ -17,7 +17,7 @@ use crate::claims::{self, Outcome};
 use crate::cluster_node::{ClusterNode, PodRequest, Terminated};
 use crate::environment::Environment;
 use crate::limit::Limit;
-use crate::out::Out;
+use crate::out::{Out, until};
 
 const LIMIT: u64 = 250;
 const BOOST: u64 = 2000;
@@ -101,7 +101,8 @@ async fn start(
     let out = Out::make()?;
     out.place(SOURCE.0, SOURCE.1)?;
     let line = format!(
-        "until [ -e /out/go ]; do sleep 0.2; done; {JDK}/bin/java {FLAGS} /out/{} {CLASSES} /out/ready >/out/log 2>&1",
+        "{}; {JDK}/bin/java {FLAGS} /out/{} {CLASSES} /out/ready >/out/log 2>&1",
+        until("go"),
         SOURCE.0
     );
     let [usr, lib, lib64] = ROOT_MOUNTS;

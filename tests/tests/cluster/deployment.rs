@@ -52,6 +52,16 @@ pub(crate) fn create(api: &ControlPlane) -> Result<()> {
     }))
 }
 
+/// Removes it, and waits for the end of its pods.
+pub(crate) async fn remove(api: &ControlPlane) -> Result<()> {
+    api.run(&["delete", "deployment", NAME])?;
+    wait_for("the end of the Deployment's pods", SOON, async || {
+        let list = api.json(&["get", "pods", "--selector", LABEL])?;
+        Ok(list["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
+    })
+    .await
+}
+
 /// Waits until the controllers have made both pods, and these run; their names.
 pub(crate) async fn running(api: &ControlPlane) -> Result<Vec<String>> {
     wait_for("the Deployment's pods", SOON, async || {

@@ -142,7 +142,9 @@ impl<'a> Release<'a> {
         deployment::create(self.api)?;
         let pods = deployment::running(self.api).await?;
         let [first, second] = &*pods else { bail!("not two pods: {pods:?}") };
-        deployment::a_resize_is_followed_to_every_pod(self.api, node, [first, second], &plugin).await
+        deployment::a_resize_is_followed_to_every_pod(self.api, node, [first, second], &plugin).await?;
+        // The runtime has programs of its own in the kernel for each of their containers.
+        deployment::remove(self.api).await
     }
 
     async fn upgrade(&self) -> Result<()> {

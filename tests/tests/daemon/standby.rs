@@ -11,8 +11,8 @@ use crate::pins::check_gone;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// All its probes succeed, so that a rollout goes on; it has no metrics of a daemon, and lets no third one wait. Signalled to stop, it ends at
-/// once, and the daemon has not felt it.
+/// All its probes succeed, so that a rollout goes on; it has no metrics of a daemon, and lets no third one wait. Signalled to stop, it
+/// ends at once, and the daemon has not felt it.
 pub(crate) async fn a_standby_is_ready_and_no_daemon_yet(ctx: &TestContext) -> Result<()> {
     let bpffs = Bpffs::mount()?;
     let mut agent = last_one(ctx, &bpffs).await?;

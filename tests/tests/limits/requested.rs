@@ -85,8 +85,7 @@ async fn restarts(
             && verdict.desired.iter().any(|of| of.source() == CriRequest && of.value == value)
     })
     .await?;
-    let filter = Some(proto::Filter { containers: vec![id.clone()], ..Default::default() });
-    let verdicts = agent.verify(proto::VerifyRequest { filter, ..Default::default() }).await?.verdicts;
+    let verdicts = agent.verify(limit::of_container(&id)).await?.verdicts;
     let last = verdicts.into_iter().find_map(|of| of.last_request).context("the last request")?;
     ensure!(since <= last.received && last.answered <= until, "{since}, {last:?}, {until}");
     wait_for("the node's own verdict on it", LIMIT, async || {

@@ -157,8 +157,8 @@ async fn nothing_is_lost_over_upgrades(ctx: &TestContext) -> Result<()> {
     agent.stop()
 }
 
-/// Rollouts: the next daemon waits until the last one has been signalled to stop, and goes on with everything. The last one of all leaves nothing,
-/// and one that is killed leaves everything.
+/// Rollouts: the next daemon waits until the last one has been signalled to stop, and goes on with everything. The last one of all
+/// leaves nothing, and one that is killed leaves everything.
 async fn nothing_is_lost_over_hand_overs(ctx: &TestContext) -> Result<()> {
     /// Lives between two steps, at least.
     const LIVES: usize = 10;

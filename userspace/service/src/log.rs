@@ -117,7 +117,8 @@ pub fn start(level: &str, format: LogFormat) -> anyhow::Result<Log> {
     Ok(Log { filter, _flush: guard })
 }
 
-/// The message and the fields of a line, escaped. A value that is more than one word is quoted, so that each field can be told apart.
+/// The message and the fields of a line, escaped. A value of more than one word is quoted, so that the next field cannot be taken for a
+/// part of it.
 struct Escaped;
 
 impl<'writer> FormatFields<'writer> for Escaped {

@@ -1,4 +1,5 @@
-//! Who is connected, and whose connection goes when there are too many: the rule for whatever clients share ([`gives_way`]).
+//! Who is connected, and whose connection goes when there are too many: the rule for whatever clients share ([`gives_way`]), and who
+//! has what of it ([`Shares`]).
 //!
 //! ```text
 //!  new connection ──▶ room? ── yes ──▶ Slot
@@ -81,6 +82,61 @@ pub fn gives_way<C: Sharer>(held: impl Iterator<Item = Held<C>> + Clone, new: C,
     (by.user() != new.user() || by != new && count > kept).then_some(by)
 }
 
+/// Who has what of something that all share, each numbered in the order in which they came.
+#[derive(Debug)]
+pub struct Shares<C, T> {
+    /// Without clients that have none.
+    of: BTreeMap<C, BTreeMap<u64, T>>,
+    count: usize,
+    last: u64,
+}
+
+impl<C, T> Default for Shares<C, T> {
+    fn default() -> Self {
+        Self { of: BTreeMap::new(), count: 0, last: 0 }
+    }
+}
+
+impl<C: Copy + Ord, T> Shares<C, T> {
+    /// How many all have together.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// One more; its number.
+    pub fn add(&mut self, client: C, one: T) -> u64 {
+        (self.count, self.last) = (self.count + 1, self.last + 1);
+        self.of.entry(client).or_default().insert(self.last, one);
+        self.last
+    }
+
+    /// What each client has, for [`gives_way`].
+    pub fn held(&self) -> impl Iterator<Item = Held<C>> + Clone {
+        self.of.iter().map(|(client, ones)| Held {
+            by: *client,
+            count: ones.len(),
+            newest: ones.last_key_value().map_or(0, |(number, _)| *number),
+        })
+    }
+
+    /// Takes away a client's newest one; none: it has none.
+    pub fn remove_newest(&mut self, client: C) -> Option<T> {
+        let number = *self.of.get(&client)?.last_key_value()?.0;
+        self.remove(client, number)
+    }
+
+    /// Takes away the one with that number; none: it has been taken away.
+    pub fn remove(&mut self, client: C, number: u64) -> Option<T> {
+        let ones = self.of.get_mut(&client)?;
+        let one = ones.remove(&number)?;
+        if ones.is_empty() {
+            self.of.remove(&client);
+        }
+        self.count -= 1;
+        Some(one)
+    }
+}
+
 impl Peer {
     pub(crate) fn of(stream: &UnixStream) -> Self {
         let credentials = stream.peer_cred().ok();
@@ -108,28 +164,27 @@ pub(crate) struct Slots(Arc<Mutex<Open>>);
 #[derive(Debug)]
 struct Open {
     max: usize,
-    next: u64,
-    /// Without peers that have none.
-    of: BTreeMap<Peer, BTreeMap<ConnectionId, RawFd>>,
-    count: usize,
+    connections: Shares<Peer, RawFd>,
     /// Of those that were shut down.
     ending: usize,
 }
 
 impl Slots {
     pub(crate) fn new(max: usize) -> Self {
-        Self(Arc::new(Mutex::new(Open { max, next: 0, of: BTreeMap::new(), count: 0, ending: 0 })))
+        Self(Arc::new(Mutex::new(Open { max, connections: Shares::default(), ending: 0 })))
     }
 
     /// Makes room for a connection, if it can. The slot has to be dropped before the stream.
     pub(crate) fn admit(&self, peer: Peer, stream: &UnixStream) -> Admitted {
         let mut open = self.lock();
-        let slot =
-            |open: &mut Open| Slot { slots: self.clone(), peer, id: open.add(peer, stream.as_raw_fd()) };
-        if open.count < open.max {
+        let slot = |open: &mut Open| {
+            let id = ConnectionId(open.connections.add(peer, stream.as_raw_fd()));
+            Slot { slots: self.clone(), peer, id }
+        };
+        if open.connections.count() < open.max {
             return Admitted::Room(slot(&mut open));
         }
-        match gives_way(open.held(), peer, KEPT) {
+        match gives_way(open.connections.held(), peer, KEPT) {
             Some(other) if open.ending < ENDING => {
                 open.shut_down_newest(other);
                 Admitted::InPlaceOf(slot(&mut open), other)
@@ -145,39 +200,12 @@ impl Slots {
 }
 
 impl Open {
-    fn add(&mut self, peer: Peer, descriptor: RawFd) -> ConnectionId {
-        self.next += 1;
-        let id = ConnectionId(self.next);
-        self.of.entry(peer).or_default().insert(id, descriptor);
-        self.count += 1;
-        id
-    }
-
-    fn held(&self) -> impl Iterator<Item = Held> + Clone {
-        self.of.iter().map(|(peer, connections)| Held {
-            by: *peer,
-            count: connections.len(),
-            newest: connections.last_key_value().map_or(0, |(id, _)| id.0),
-        })
-    }
-
     fn shut_down_newest(&mut self, peer: Peer) {
-        let newest = self.of.get(&peer).and_then(|connections| Some(*connections.last_key_value()?.0));
-        if let Some(descriptor) = newest.and_then(|id| self.remove(peer, id)) {
+        if let Some(descriptor) = self.connections.remove_newest(peer) {
             self.ending += 1;
             // It is open as long as it was listed here. A client that is gone already needs no more.
             let _ = shutdown(descriptor, Shutdown::Both);
         }
-    }
-
-    fn remove(&mut self, peer: Peer, id: ConnectionId) -> Option<RawFd> {
-        let connections = self.of.get_mut(&peer)?;
-        let descriptor = connections.remove(&id)?;
-        if connections.is_empty() {
-            self.of.remove(&peer);
-        }
-        self.count -= 1;
-        Some(descriptor)
     }
 }
 
@@ -202,7 +230,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut open = self.slots.lock();
-        if open.remove(self.peer, self.id).is_none() {
+        if open.connections.remove(self.peer, self.id.0).is_none() {
             open.ending -= 1;
         }
     }
@@ -234,7 +262,7 @@ mod tests {
 
     fn counts(slots: &Slots) -> (usize, usize) {
         let open = slots.lock();
-        (open.count, open.ending)
+        (open.connections.count(), open.ending)
     }
 
     fn connect(slots: &Slots, peer: Peer) -> Pair {
@@ -264,7 +292,7 @@ mod tests {
         assert_eq!(counts(&slots), (40, 0));
         drop((honest, many, new));
         assert_eq!(counts(&slots), (0, 0));
-        assert!(slots.lock().of.is_empty());
+        assert!(slots.lock().connections.of.is_empty());
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use kwitness_api::proto;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
-use kwitness_tests::agent::connect;
+use kwitness_tests::agent::{connect, from_oldest};
 use kwitness_tests::prelude::*;
 use tokio::time::timeout;
 
@@ -127,10 +127,7 @@ async fn start(socket: &Path, log: &Path) -> Result<Managed> {
 }
 
 pub(crate) async fn attack(socket: &Path) -> Result<()> {
-    let everything = proto::WatchRequest {
-        since: Some(kwitness_api::Timestamp { seconds: 0, nanos: 0 }),
-        ..proto::WatchRequest::default()
-    };
+    let everything = from_oldest();
     let mut unread = Vec::new();
     for _ in 0..WATCHERS {
         let mut client = KwitnessClient::new(connect(socket).await?);

@@ -4,7 +4,6 @@
 //! Where the cgroup v2 hierarchy has no controllers, as on a hybrid node, the changes are of `cgroup.freeze`, the one limit file that
 //! every hierarchy has, and there are no verdicts.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use kwitness_api::proto::event::Kind;
@@ -13,7 +12,7 @@ use kwitness_tests::prelude::*;
 use tokio::time::{sleep, timeout};
 
 use crate::report::{Row, Target, quantile};
-use crate::{latency, overhead, workload};
+use crate::{latency, overhead};
 
 /// Rounds, and writes in each of them.
 const ROUNDS: (usize, u32) = (8, 100);
@@ -116,7 +115,6 @@ async fn to_client(agent: &Agent, container: &HandMade, limit_file: &str, writes
 
 /// From each write's return to the answer of a `Verify` that waits for it, in nanoseconds.
 async fn to_verdict(agent: &Agent, container: &HandMade, writes: u32) -> Result<Vec<f64>> {
-    let path = container.cgroup().directory().join("memory.max");
     let mut delays = Vec::new();
     for number in 0..writes {
         // No value that was there before.
@@ -127,7 +125,7 @@ async fn to_verdict(agent: &Agent, container: &HandMade, writes: u32) -> Result<
         };
         let written = async {
             sleep(REST * 3).await;
-            workload::write(&path, &bytes.to_string())?;
+            cgroup::write(container.cgroup().directory(), "memory.max", bytes)?;
             anyhow::Ok(boottime())
         };
         let ((answer, at), returned) = tokio::join!(verified, written);
@@ -161,15 +159,13 @@ async fn thousand(environment: &Environment, kubepods: &Kubepods) -> Result<Row>
     let agent = Agent::start(environment, &["log.level=warn"]).await?;
     let mut watcher = agent.watch(from_now()).await?;
     let (right, wrong) = (64 * MIB, 32 * MIB);
-    let files: Vec<PathBuf> =
-        containers.iter().map(|container| container.cgroup().directory().join("memory.max")).collect();
-    for (index, file) in files.iter().enumerate() {
+    for (index, container) in containers.iter().enumerate() {
         let bytes = if index % 2 == 0 { right } else { wrong };
-        workload::write(file, &bytes.to_string())?;
+        cgroup::write(container.cgroup().directory(), "memory.max", bytes)?;
     }
     // One more, after which nothing of the others is to come.
     let last = container(kubepods, true)?;
-    workload::write(&last.cgroup().directory().join("memory.max"), &right.to_string())?;
+    cgroup::write(last.cgroup().directory(), "memory.max", right)?;
     let of_last = |seen: &kwitness_tests::events::Seen| seen.has(&last.id, "limitChanged");
     let seen = watcher.wait_until("the last change", of_last).await?;
     let reported = |container: &&HandMade| {

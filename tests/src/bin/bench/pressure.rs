@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use kwitness_api::proto::event::Kind;
 use kwitness_api::proto::{Event, PressureDirection};
 use kwitness_tests::agent::{Agent, boottime, from_now};
+use kwitness_tests::cgroup;
 use kwitness_tests::environment::{CgroupLayout, Environment, Tier};
 use kwitness_tests::handmade::{HandMade, Kubepods};
 use nix::sys::prctl::set_thp_disable;
@@ -137,8 +138,7 @@ async fn crossings(agent: &Agent, kubepods: &Kubepods, events: u32) -> Result<Ve
 /// A container with a limit.
 fn limited(kubepods: &Kubepods, limit: u64) -> Result<HandMade> {
     let container = kubepods.limited_container()?;
-    let file = container.cgroup().directory().join("memory.max");
-    fs::write(&file, limit.to_string()).with_context(|| format!("write {limit} to {}", file.display()))?;
+    cgroup::write(container.cgroup().directory(), "memory.max", limit)?;
     Ok(container)
 }
 

@@ -138,11 +138,7 @@ pub(crate) async fn sample(
     let mut stream = agent.client().await?.watch(request).await.context("call Watch")?.into_inner();
     let before = recorded(agent).await?;
     let mut workload = container.start("/proc/self/exe", &["forks-at", &rate.to_string()])?;
-    let began = Instant::now();
-    while recorded(agent).await? == before {
-        ensure!(began.elapsed() < FIRST, "no event in {FIRST:?}");
-        tokio::time::sleep(TICK).await;
-    }
+    wait_for("the first event", FIRST, async || Ok((recorded(agent).await? != before).then_some(()))).await?;
     read(&mut stream, SETTLE, |_, _| {}).await?;
     let events = recorded(agent).await?;
     let (began, opened, before) = (Instant::now(), boottime(), cpu_times(agent.pid())?);

@@ -7,10 +7,9 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use kwitness_api::Timestamp;
 use kwitness_api::proto::kwitness_client::KwitnessClient;
 use kwitness_api::proto::{Event, WatchRequest, WatchResponse};
-use kwitness_tests::agent::connect;
+use kwitness_tests::agent::{connect, from_oldest};
 use kwitness_tests::prelude::*;
 use kwitness_tests::process::Killed;
 use tokio::time::timeout;
@@ -169,11 +168,7 @@ pub(crate) async fn catch_up(socket: &Path) -> Result<()> {
     let mut client = KwitnessClient::new(connect(socket).await?);
     let mut output = std::io::stdout().lock();
     while is_over.try_recv().is_err() {
-        let request = WatchRequest {
-            since: Some(Timestamp { seconds: 0, nanos: 0 }),
-            no_follow: true,
-            ..WatchRequest::default()
-        };
+        let request = WatchRequest { no_follow: true, ..from_oldest() };
         let began = Instant::now();
         let mut stream = client.watch(request).await.context("call Watch")?.into_inner();
         let mut events = 0;

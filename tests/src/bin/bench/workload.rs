@@ -76,7 +76,7 @@ pub(crate) fn resizes(file: &Path, texts: [&str; 2], count: u32) -> Result<()> {
 }
 
 /// Writes, and does not truncate before: of a limit, that would be a notice of its own.
-pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
+fn write(path: &Path, text: &str) -> Result<()> {
     let mut file =
         File::options().write(true).open(path).with_context(|| format!("open {}", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("write {text} to {}", path.display()))

@@ -11,7 +11,6 @@
 //! many connections it has; of one that the kernel does not name, each connection is a client. A call counts until its client has read
 //! the response or has left, so that slow readers are counted, too. Never looks into requests.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -28,7 +27,7 @@ use tower::Layer;
 use super::byte_budget::{ByteBudget, Charge, Metered};
 use crate::config::{Call, MaxCalls};
 use kwitness_api::proto;
-use kwitness_service::{ConnectionId, Held, Origin, Peer, Sharer, gives_way};
+use kwitness_service::{ConnectionId, Origin, Peer, Sharer, Shares, gives_way};
 
 /// A call's name in `Status`, its setting, and its paths; none: every other.
 const fn row(call: Call) -> (&'static str, &'static str, &'static [&'static str]) {
@@ -82,10 +81,7 @@ struct Slot {
 
 #[derive(Debug, Default)]
 struct Taken {
-    /// Each call by its number, of all in the order in which they came. Without clients that have none.
-    active: BTreeMap<Client, BTreeMap<u64, Arc<Active>>>,
-    count: u32,
-    last: u64,
+    calls: Shares<Client, Arc<Active>>,
     refused: u64,
 }
 
@@ -161,7 +157,7 @@ impl Admission {
 
     /// How many calls of a kind are active.
     pub fn active(&self, call: Call) -> u32 {
-        self.slots[call as usize].lock().count
+        self.slots[call as usize].lock().active()
     }
 
     /// How many calls of all kinds may be active.
@@ -178,7 +174,7 @@ impl Admission {
                 name: name.to_owned(),
                 setting: setting.to_owned(),
                 max: slot.max,
-                active: taken.count,
+                active: taken.active(),
                 refused: taken.refused,
             }
         };
@@ -207,10 +203,10 @@ impl Slot {
     fn take(&self, client: Client) -> Result<(u64, Arc<Active>), Status> {
         let mut taken = self.lock();
         let mut ended = None;
-        if taken.count >= self.max {
+        if taken.active() >= self.max {
             taken.refused += 1;
-            let other = gives_way(taken.held(), client, KEPT);
-            ended = other.and_then(|other| taken.remove_newest(other));
+            let other = gives_way(taken.calls.held(), client, KEPT);
+            ended = other.and_then(|other| taken.calls.remove_newest(other));
             if ended.is_none() {
                 let (max, (name, setting, _)) = (self.max, row(self.call));
                 return Err(Status::resource_exhausted(format!(
@@ -218,12 +214,13 @@ impl Slot {
                 )));
             }
         }
-        let added = taken.add(client);
+        let active = Arc::<Active>::default();
+        let number = taken.calls.add(client, Arc::clone(&active));
         drop(taken);
         if let Some(ended) = ended {
             ended.end();
         }
-        Ok(added)
+        Ok((number, active))
     }
 
     /// Nothing that could panic runs while it is held.
@@ -233,35 +230,8 @@ impl Slot {
 }
 
 impl Taken {
-    fn add(&mut self, client: Client) -> (u64, Arc<Active>) {
-        let active = Arc::<Active>::default();
-        (self.count, self.last) = (self.count + 1, self.last + 1);
-        self.active.entry(client).or_default().insert(self.last, Arc::clone(&active));
-        (self.last, active)
-    }
-
-    fn held(&self) -> impl Iterator<Item = Held<Client>> + Clone {
-        self.active.iter().map(|(client, calls)| Held {
-            by: *client,
-            count: calls.len(),
-            newest: calls.last_key_value().map_or(0, |(number, _)| *number),
-        })
-    }
-
-    fn remove_newest(&mut self, client: Client) -> Option<Arc<Active>> {
-        let number = *self.active.get(&client)?.last_key_value()?.0;
-        self.remove(client, number)
-    }
-
-    /// None: it was ended.
-    fn remove(&mut self, client: Client, number: u64) -> Option<Arc<Active>> {
-        let calls = self.active.get_mut(&client)?;
-        let call = calls.remove(&number)?;
-        if calls.is_empty() {
-            self.active.remove(&client);
-        }
-        self.count -= 1;
-        Some(call)
+    fn active(&self) -> u32 {
+        u32::try_from(self.calls.count()).unwrap_or(u32::MAX)
     }
 }
 
@@ -291,7 +261,7 @@ impl TakenSlot {
 
 impl Drop for TakenSlot {
     fn drop(&mut self) {
-        self.slot().lock().remove(self.client, self.number);
+        self.slot().lock().calls.remove(self.client, self.number);
     }
 }
 

@@ -348,6 +348,7 @@ impl Kwitness for Service {
         }
         let containers = read.iter().map(|(_, report)| report.container().clone()).collect();
         let known = self.engine.known(containers).await?;
+        let mut limits = Vec::new();
         for ((index, report), is_known) in read.into_iter().zip(known) {
             if !is_known {
                 let id = escape(&report.container().0).into_owned();
@@ -357,16 +358,21 @@ impl Kwitness for Service {
             answer.accepted += 1;
             match report {
                 Report::SetsLimit { container, at, bytes } => {
-                    let report = LimitReport::GuardSets { container, at, bytes };
-                    self.engine.report_limits(now, vec![report]).await?;
+                    limits.push(LimitReport::GuardSets { container, at, bytes });
                 }
                 Report::SetsHigh { container, at, bytes } => {
-                    let report = LimitReport::GuardBrakes { container, at, bytes };
-                    self.engine.report_limits(now, vec![report]).await?;
+                    limits.push(LimitReport::GuardBrakes { container, at, bytes });
                 }
-                Report::Act(report) => self.engine.observe(Observation::Guard(report)).await?,
+                Report::Act(report) => {
+                    if !limits.is_empty() {
+                        self.engine.report_limits(now, std::mem::take(&mut limits)).await?;
+                    }
+                    self.engine.observe(Observation::Guard(report)).await?;
+                }
             }
         }
+        // When the engine answers this, it has taken in what came before, too.
+        self.engine.report_limits(now, limits).await?;
         if let Some(first) = answer.rejected.first() {
             tracing::warn!(count = answer.rejected.len(), first, "rejected reports of the guard");
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  starts ──▶ standby ──▶ runs ──▶ signalled to stop ──┬─ a standby waits ──▶ the lock is left to it, with pins and ledger
-//!                │                                └─ none ──▶ pins and ledger are removed, then the lock
+//!                │                                      └─ none ──▶ pins and ledger are removed, then the lock
 //!                └── signalled to stop ──▶ the same, if the daemon that it waited for has left all to it
 //! ```
 //!

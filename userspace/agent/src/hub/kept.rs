@@ -77,7 +77,7 @@ impl<'a> Kept<'a> {
                     if is_new || entry.non_container.is_some() {
                         *size += row + rows.scope(&entry).len();
                     }
-                    *size += row + rows.event(&entry, NO_SCOPE).len();
+                    *size += row + event_bytes(&entry);
                 }
                 Piece::GivenUp(given_up) => other += row + rows.given_up(&given_up).len(),
             }
@@ -129,7 +129,7 @@ impl<'a> Kept<'a> {
                         rows.given_up(run.insert(begun)).len()
                     }
                 };
-                *left = left.saturating_sub(rows.event(entry, NO_SCOPE).len().saturating_sub(in_its_place));
+                *left = left.saturating_sub(event_bytes(entry).saturating_sub(in_its_place));
                 return true;
             }
             if !run.take().is_none_or(|run| put(rows.given_up(&run))) {
@@ -194,6 +194,11 @@ fn each_piece(hub: &Hub, mut each: impl FnMut(Piece<Entry, CgroupId>) -> bool) -
         }
     }
     true
+}
+
+/// What the row of an event has: its kind, two times, the place of its scope, and the event.
+fn event_bytes(entry: &Entry) -> usize {
+    size_of::<u8>() + 2 * size_of::<u64>() + size_of::<u32>() + entry.body.len()
 }
 
 /// Rows in the making: each takes the place of the one before.

@@ -87,8 +87,7 @@ impl Names {
     /// Events of a container had left an earlier window, before those that it has in this one.
     pub(super) fn had_left(&mut self, of: CgroupId, earlier: Gone) {
         let Some(named) = self.0.get_mut(&of) else { return };
-        let gone = named.gone.get_or_insert(Gone { count: 0, ..earlier });
-        *gone = gone.and(earlier);
+        named.gone = Some(named.gone.map_or(earlier, |gone| gone.and(earlier)));
     }
 
     /// What has left the window of a container's events.

@@ -53,7 +53,7 @@ impl Writer {
         }
     }
 
-    /// At least what [`Self::kept`] needs for all of it.
+    /// About what [`Self::kept`] needs for all of it: the names of pods whose events are of no container come on top.
     pub(crate) fn kept_bytes(&self) -> usize {
         self.hub.window.usage().bytes
     }

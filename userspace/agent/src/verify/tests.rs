@@ -10,6 +10,7 @@ use kwitness_core::model::{
 };
 use kwitness_core::node::Node;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::wait::{PAUSE_MIN, changed};
@@ -147,6 +148,11 @@ fn of_several_looks_the_later_one_counts_and_what_none_looked_at_stays() {
     assert_eq!(report.unavailable, ["third"], "no look changes nothing");
 }
 
+fn judge(node: &mut Node, evidence: Vec<Evidence>) -> Vec<Judged> {
+    let observe = |of| node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap();
+    evidence.into_iter().map(observe).collect()
+}
+
 /// The engine's part, one request after the other, each of which takes so long; gives how many there were.
 fn slow_engine(
     takes: Duration,
@@ -165,13 +171,7 @@ fn slow_engine(
                     let running = |subject: &Arc<Subject>| (Arc::clone(subject), State::Running);
                     answer.send(subjects.iter().map(running).collect()).unwrap();
                 }
-                Request::Judge(evidence, answer) => {
-                    let observe = |of| {
-                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
-                    };
-                    let judged = evidence.into_iter().map(observe).collect();
-                    answer.send(judged).unwrap();
-                }
+                Request::Judge(evidence, answer) => answer.send(judge(&mut node, evidence)).unwrap(),
                 other => panic!("{other:?}"),
             }
         }
@@ -323,75 +323,61 @@ async fn only_what_was_unconfirmed_is_judged_again() {
     assert_eq!(report.unavailable, ["runtime: why"]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_call_that_names_one_container_requests_no_other_however_long_it_waits() {
-    let tree = tempfile::tempdir().unwrap();
-    let (engine, mut requests) = Handle::new();
-    let verifier = verifier(tree.path(), engine);
-    let subject = member(7, "app");
-    let id = subject.container_id.clone();
-    let filter = proto::Filter { containers: vec![id.0.to_string()], ..Default::default() };
-    let filter = Filter::try_from(filter).unwrap();
-    let serving = tokio::spawn(async move {
-        let mut node = Node::new(Bounds::default());
-        let mut looks = 0;
-        while let Some(request) = requests.recv().await {
-            match request {
-                Request::Subjects(scope, answer) => {
-                    assert_eq!(scope, VerdictScope::Container(id.clone()));
-                    looks += 1;
-                    answer.send(vec![(Arc::clone(&subject), State::Running)]).unwrap();
-                }
-                Request::Judge(evidence, answer) => {
-                    let observe = |of| {
-                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
-                    };
-                    answer.send(evidence.into_iter().map(observe).collect()).unwrap();
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        looks
-    });
-    let desired = [memory_by(Source::Client, 4096)];
-    let report = verifier.verify(&filter, &desired, Duration::from_secs(2)).await.unwrap();
-    assert_eq!(report.judged.len(), 1);
-    drop(verifier);
-    let looks = serving.await.unwrap();
-    assert!(looks >= 2, "at first and for good: {looks}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_call_that_waits_for_a_pod_lists_all_containers_at_first_and_for_good_only() {
-    let tree = tempfile::tempdir().unwrap();
-    let (engine, mut requests) = Handle::new();
-    let verifier = verifier(tree.path(), engine);
-    let filter = proto::Filter { pods: vec!["u".to_owned()], ..Default::default() };
-    let filter = Filter::try_from(filter).unwrap();
-    let queue = verifier.queue.clone();
-    let serving = tokio::spawn(async move {
+/// An engine that has these subjects, by the scope and whether it is the first that is asked for; the scopes, once nobody asks any more.
+fn serve(
+    mut requests: mpsc::Receiver<Request>,
+    mut subjects: impl FnMut(&VerdictScope, bool) -> Vec<(Arc<Subject>, State)> + Send + 'static,
+) -> JoinHandle<Vec<VerdictScope>> {
+    tokio::spawn(async move {
         let mut node = Node::new(Bounds::default());
         let mut scopes = Vec::new();
         while let Some(request) = requests.recv().await {
             match request {
                 Request::Subjects(scope, answer) => {
-                    if scopes.is_empty() {
-                        // A change that concerns every call has it look again.
-                        queue.push(VerdictScope::All);
-                    }
+                    answer.send(subjects(&scope, scopes.is_empty())).unwrap();
                     scopes.push(scope);
-                    answer.send(vec![(member(7, "app"), State::Running)]).unwrap();
                 }
-                Request::Judge(evidence, answer) => {
-                    let observe = |of| {
-                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
-                    };
-                    answer.send(evidence.into_iter().map(observe).collect()).unwrap();
-                }
+                Request::Judge(evidence, answer) => answer.send(judge(&mut node, evidence)).unwrap(),
                 other => panic!("{other:?}"),
             }
         }
         scopes
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_names_one_container_requests_no_other_however_long_it_waits() {
+    let tree = tempfile::tempdir().unwrap();
+    let (engine, requests) = Handle::new();
+    let verifier = verifier(tree.path(), engine);
+    let subject = member(7, "app");
+    let id = subject.container_id.clone();
+    let filter = proto::Filter { containers: vec![id.0.to_string()], ..Default::default() };
+    let filter = Filter::try_from(filter).unwrap();
+    let serving = serve(requests, move |_, _| vec![(Arc::clone(&subject), State::Running)]);
+    let desired = [memory_by(Source::Client, 4096)];
+    let report = verifier.verify(&filter, &desired, Duration::from_secs(2)).await.unwrap();
+    assert_eq!(report.judged.len(), 1);
+    drop(verifier);
+    let scopes = serving.await.unwrap();
+    assert!(scopes.len() >= 2, "at first and for good: {scopes:?}");
+    assert!(scopes.iter().all(|scope| *scope == VerdictScope::Container(id.clone())), "{scopes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_a_pod_lists_all_containers_at_first_and_for_good_only() {
+    let tree = tempfile::tempdir().unwrap();
+    let (engine, requests) = Handle::new();
+    let verifier = verifier(tree.path(), engine);
+    let filter = proto::Filter { pods: vec!["u".to_owned()], ..Default::default() };
+    let filter = Filter::try_from(filter).unwrap();
+    let queue = verifier.queue.clone();
+    let serving = serve(requests, move |_, is_first| {
+        if is_first {
+            // A change that concerns every call has it look again.
+            queue.push(VerdictScope::All);
+        }
+        vec![(member(7, "app"), State::Running)]
     });
     let desired = [memory_by(Source::Client, 4096)];
     verifier.verify(&filter, &desired, Duration::from_secs(2)).await.unwrap();
@@ -405,7 +391,7 @@ async fn a_call_that_waits_for_a_pod_lists_all_containers_at_first_and_for_good_
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_comes_while_a_call_waits_is_waited_for_too() {
     let tree = tempfile::tempdir().unwrap();
-    let (engine, mut requests) = Handle::new();
+    let (engine, requests) = Handle::new();
     let verifier = verifier(tree.path(), engine);
     let filter = proto::Filter { pods: vec!["u".to_owned(), "v".to_owned()], ..Default::default() };
     let filter = Filter::try_from(filter).unwrap();
@@ -428,35 +414,16 @@ async fn a_pod_that_comes_while_a_call_waits_is_waited_for_too() {
     };
     let (first, second) = (make(7, "u"), make(8, "v"));
     let queue = verifier.queue.clone();
-    let serving = tokio::spawn(async move {
+    let serving = serve(requests, move |scope, is_first| {
         let running = |subject: &Arc<Subject>| (Arc::clone(subject), State::Running);
-        let mut node = Node::new(Bounds::default());
-        let mut scopes = Vec::new();
-        while let Some(request) = requests.recv().await {
-            match request {
-                Request::Subjects(scope, answer) => {
-                    let found = if let VerdictScope::Pod(uid) = &scope {
-                        let (subject, file) = if &*uid.0 == "u" { &first } else { &second };
-                        std::fs::write(file, "4096").unwrap();
-                        vec![running(subject)]
-                    } else {
-                        queue.push(VerdictScope::All);
-                        let there = if scopes.is_empty() { vec![&first] } else { vec![&first, &second] };
-                        there.into_iter().map(|(subject, _)| running(subject)).collect()
-                    };
-                    scopes.push(scope);
-                    answer.send(found).unwrap();
-                }
-                Request::Judge(evidence, answer) => {
-                    let observe = |of| {
-                        node.observe(Observation::Evidence(Box::new(of)), &mut Output::default()).unwrap()
-                    };
-                    answer.send(evidence.into_iter().map(observe).collect()).unwrap();
-                }
-                other => panic!("{other:?}"),
-            }
+        if let VerdictScope::Pod(uid) = scope {
+            let (subject, file) = if &*uid.0 == "u" { &first } else { &second };
+            std::fs::write(file, "4096").unwrap();
+            return vec![running(subject)];
         }
-        scopes
+        queue.push(VerdictScope::All);
+        let there = if is_first { vec![&first] } else { vec![&first, &second] };
+        there.into_iter().map(|(subject, _)| running(subject)).collect()
     });
     let desired = [memory_by(Source::Client, 4096)];
     let report = verifier.verify(&filter, &desired, Duration::from_secs(60)).await.unwrap();

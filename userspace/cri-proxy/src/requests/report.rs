@@ -27,8 +27,8 @@ pub enum Report {
     Missed(proto::CriRequestsMissed),
 }
 
-/// The report of a call; none: it has set no limit, or is about a container that has no name, or that the runtime does not know. What
-/// cannot be read is counted.
+/// The report of a call; none: it has set no limit, or is about a container that has no name, or that the runtime does not know, or its
+/// answer with that name cannot be read. What cannot be read is counted.
 pub fn report(call: Call, counters: &Counters) -> Option<Report> {
     let Call { method, received, answered, code, request, answer } = call;
     let is_refused = code.is_some_and(|code| code != 0);

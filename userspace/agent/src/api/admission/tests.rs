@@ -71,7 +71,8 @@ fn a_client_that_takes_all_calls_keeps_no_other_out_however_many_connections_it_
     assert!(admission.admit(status, origin(2, 2).into()).is_ok(), "another kind");
     drop((honest, many, other));
     let slot = &admission.slots[Call::Watch as usize];
-    assert!(slot.lock().active.is_empty() && slot.lock().count == 0);
+    assert_eq!(slot.lock().calls.held().count(), 0);
+    assert_eq!(slot.lock().active(), 0);
     // Of whom nothing is known but the connection.
     let unknown =
         |connection| Client::from(Origin { connection: ConnectionId(connection), ..Origin::default() });

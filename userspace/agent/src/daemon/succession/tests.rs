@@ -83,7 +83,7 @@ async fn one_that_could_not_take_over_is_no_standby() {
 }
 
 #[tokio::test]
-async fn a_standby_that_is_stop_signal_leaves_the_other_alone() {
+async fn a_standby_that_is_signalled_to_stop_leaves_the_other_alone() {
     let node = Node::new();
     let first = node.instance();
     let stopped = node.start(ready(())).await.unwrap();
@@ -95,7 +95,7 @@ async fn a_standby_that_is_stop_signal_leaves_the_other_alone() {
 
 /// As at the end of a release in the middle of a rollout.
 #[tokio::test]
-async fn of_two_that_are_stop_signal_the_last_one_cleans_up() {
+async fn of_two_that_are_signalled_to_stop_the_last_one_cleans_up() {
     let node = Node::new();
     let first = node.instance();
     let (stop, told) = oneshot::channel::<()>();
