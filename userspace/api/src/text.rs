@@ -4,7 +4,7 @@
 //! what is JSON already.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 /// Replaces every character that a terminal acts on, or that cannot be seen, by its escape: `\n`, `\x1b`, `\u{202e}`.
 ///
@@ -56,6 +56,11 @@ fn is_plain(character: char) -> bool {
         '\0'..='\u{9f}' => false,
         _ => character.escape_debug().len() == 1,
     }
+}
+
+/// The first line of a parser's error. Others quote the file, and a file of credentials is not to be quoted.
+pub fn without_excerpt(error: &dyn fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ pub struct Demo {
     /// Print everything without waiting
     #[arg(long)]
     pub no_wait: bool,
-    /// Write the recording to this file instead, to try `--file` with it
+    /// Write the recording to this new file instead, to try `--file` with it
     #[arg(long, value_name = "FILE")]
     pub save: Option<std::path::PathBuf>,
 }

@@ -89,11 +89,10 @@ pub async fn open(
 ) -> Result<Source, SourceError> {
     let Some(file) = file else { return Ok(Source::Live(connect(named).await?)) };
     let mut recording = Recording::open(file, None).await?;
-    let until = at.map(|at| at.before(end(&recording)));
-    if let (Some(until), Some((_, last))) = (until, recording.span())
-        && until > last
-    {
-        let last = Times::new(TimeFormat::Rfc3339, true).show(Some(last));
+    let mut until = at.map(|at| at.before(as_of(&recording)));
+    if until.is_some() && until > recording.as_of() {
+        until = recording.as_of();
+        let last = Times::new(TimeFormat::Rfc3339, true).show(until);
         note(&format!("the recording ends at {last}, before that time: it is shown as of its end"));
     }
     if until.is_some() {
@@ -108,14 +107,14 @@ pub async fn open(
     Ok(Source::Recorded(Box::new(recording)))
 }
 
-/// The end of a recording; now, if there is nothing in it.
-fn end(recording: &Recording) -> DateTime<Utc> {
-    recording.span().and_then(|(_, last)| last.to_utc()).unwrap_or_else(Utc::now)
+/// The moment that a recording is read as of; now, if there is nothing in it.
+fn as_of(recording: &Recording) -> DateTime<Utc> {
+    recording.as_of().and_then(Timestamp::to_utc).unwrap_or_else(Utc::now)
 }
 
-/// What ages are relative to: now, or the end of a recording.
+/// What ages are relative to: now, or the moment that a recording is read as of.
 pub fn now(source: &Source) -> DateTime<Utc> {
-    source.recording().map_or_else(Utc::now, end)
+    source.recording().map_or_else(Utc::now, as_of)
 }
 
 /// A time relative to [`now`].
@@ -131,6 +130,21 @@ pub async fn connect(named: Option<OsString>) -> Result<Client, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn ages_in_a_recording_are_relative_to_the_moment_that_it_is_read_as_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("demo.kwr");
+        crate::demo::save(&file).unwrap();
+        let read = async |at: Option<&str>| {
+            let at = at.map(|at| at.parse().unwrap());
+            now(&open(None, Some(&file), at).await.unwrap())
+        };
+        let end = read(None).await;
+        // Nothing happened right then: the last event before is 4 seconds older.
+        assert_eq!(end - read(Some("15s")).await, chrono::TimeDelta::seconds(15));
+        assert_eq!(read(Some("2099-01-01T00:00:00Z")).await, end, "no later than its end");
+    }
 
     #[test]
     fn an_outage_is_noted_once() {

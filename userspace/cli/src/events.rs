@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use kwitness_api::client::Item;
+use kwitness_api::proto::event::Kind;
 use kwitness_api::{Source, Timestamp, proto};
 
 use crate::args::Events;
@@ -187,11 +188,20 @@ impl Printer {
         let rows: Vec<_> = events.iter().map(|of| self.row(of.node, of.value)).collect();
         self.table.fit(&rows);
         self.header()?;
-        for row in &rows {
-            let line = if self.wraps { self.table.wrapped(row) } else { self.table.line(row) };
-            self.output.text(&line)?;
+        for (row, of) in rows.iter().zip(events) {
+            self.output.text(&line(&self.table, row, of.value, self.wraps))?;
         }
         Ok(self.output.flush()?)
+    }
+}
+
+/// Rare events whose end says what matters: whose limit and which process, what was lost, which level allows less.
+fn is_read_in_full(event: &proto::Event) -> bool {
+    use proto::VerdictKind::{InForce, Pending, Unknown};
+    match &event.kind {
+        Some(Kind::OomKill(_) | Kind::Gap(_)) => true,
+        Some(Kind::Verdict(verdict)) => !matches!(verdict.verdict(), InForce | Pending | Unknown),
+        _ => false,
     }
 }
 
@@ -229,11 +239,17 @@ fn table(format: Format, times: Times, limit: Option<usize>, node: Option<usize>
             .column("BASIS", 16, Fit::Whole)
             .column("DETAIL", 0, Fit::Whole);
     }
+    // No column moves later: where there is room, the longest kind has it before it comes.
+    let event = if limit.is_some() { "agentRestarted".len() } else { 12 };
     table
-        .column("EVENT", 12, Fit::Whole)
+        .column("EVENT", event, Fit::End(12))
         .column("POD", 24, Fit::Middle(12))
         .column("CONTAINER", 12, Fit::Middle(9))
         .column("DETAIL", 60, Fit::End(31))
+}
+
+fn line(table: &Table, row: &[Cell], event: &proto::Event, wraps: bool) -> String {
+    if wraps || is_read_in_full(event) { table.wrapped(row) } else { table.line(row) }
 }
 
 fn row(event: &proto::Event, times: Times, has_namespaces: bool) -> Vec<Cell> {
@@ -284,12 +300,25 @@ mod tests {
                 }
             })
             .collect();
-        anstream::adapter::strip_str(&table(format, times, limit, None).render(&rows)).to_string()
+        let mut table = table(format, times, limit, None);
+        table.fit(&rows);
+        let header = table.header();
+        let lines = rows.iter().zip(events()).map(|(row, event)| line(&table, row, &event, false));
+        anstream::adapter::strip_str(&std::iter::once(header).chain(lines).collect::<String>()).to_string()
+    }
+
+    #[test]
+    fn an_oom_kill_is_read_in_full_on_80_columns() {
+        let text = shown(Format::Table, Some(80));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        let kill = events().into_iter().find(|event| matches!(event.kind, Some(Kind::OomKill(_)))).unwrap();
+        let detail = detail(&kill, Times::at(TimeFormat::Clock, "1970-01-01T12:00:00Z"));
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(detail.len() > 31 && words(&text).contains(&words(&detail)), "{detail} in\n{text}");
     }
 
     #[test]
     fn the_readme_shows_what_is_printed() {
-        use proto::event::Kind;
         let at = |nanos| Some(Timestamp { seconds: 14_998, nanos });
         let app = proto::Container {
             name: Some("app".into()),

@@ -1,7 +1,6 @@
 //! `kwitness completion` and `kwitness man`: made from the arguments and from the list of settings.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -28,13 +27,20 @@ pub fn completion(shell: Shell) -> anyhow::Result<Code> {
         }
         None => clap_complete::generate(shell, &mut Args::command(), "kwitness", &mut script),
     }
-    std::io::stdout().write_all(&script)?;
+    let mut output = Output::new();
+    output.bytes(&script)?;
+    output.flush()?;
     Ok(Code::Success)
 }
 
-/// The section of a command's page: what an administrator runs is in 8.
+/// The section of a command's page: what runs on a node, and is its administrator's, is in 8.
+#[cfg_attr(not(node), expect(unused_variables, reason = "only the commands of a node are in 8"))]
 fn section(command: &str) -> &'static str {
-    if matches!(command, "daemon" | "cri-proxy" | "doctor" | "uninstall-pins") { "8" } else { "1" }
+    #[cfg(node)]
+    let is_of_node = <crate::node::Command as clap::Subcommand>::has_subcommand(command);
+    #[cfg(not(node))]
+    let is_of_node = false;
+    if is_of_node { "8" } else { "1" }
 }
 
 pub fn man(command: Option<&str>, directory: Option<&Path>) -> anyhow::Result<Code> {
@@ -176,6 +182,8 @@ mod tests {
         let root = fs::read_to_string(directory.path().join("man1/kwitness.1")).unwrap();
         assert!(root.contains("kwitness\\-events") && !root.contains("kwitness\\-get"), "{root}");
         #[cfg(node)]
-        assert!(directory.path().join("man8/kwitness-daemon.8").exists());
+        for command in ["daemon", "guard", "doctor"] {
+            assert!(directory.path().join(format!("man8/kwitness-{command}.8")).exists(), "{command}");
+        }
     }
 }

@@ -3,10 +3,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
+use std::path::Path;
 
 use anstream::adapter::strip_str;
 use anstream::{AutoStream, ColorChoice};
+use anyhow::Context as _;
 use clap::ValueEnum;
 use kwitness_api::proto;
 use kwitness_api::text::{escape, escape_json};
@@ -59,7 +62,7 @@ impl<'a, T> OfNode<'a, T> {
 
 /// Standard output. `--color`, `NO_COLOR`, `CLICOLOR_FORCE` and what is not a terminal are honoured.
 pub struct Output {
-    stream: io::BufWriter<io::Stdout>,
+    stream: io::BufWriter<Standard>,
     colours: bool,
     /// The pods that were named, by UID.
     named: BTreeSet<String>,
@@ -69,7 +72,7 @@ impl Output {
     /// For this process.
     pub fn new() -> Self {
         let colours = AutoStream::choice(&io::stdout()) != ColorChoice::Never;
-        Self { stream: io::BufWriter::new(io::stdout()), colours, named: BTreeSet::new() }
+        Self { stream: io::BufWriter::new(Standard(io::stdout())), colours, named: BTreeSet::new() }
     }
 
     /// The width that rows are to fit: the terminal's, unless everything is to be shown.
@@ -132,6 +135,41 @@ impl Output {
     pub fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
     }
+}
+
+/// Standard output, which its errors name.
+struct Standard(io::Stdout);
+
+impl Write for Standard {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(of_output)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(of_output)
+    }
+}
+
+fn of_output(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write the output: {error}"))
+}
+
+/// Writes a new file, which its owner alone may read; none that exists is replaced, and a part of one does not stay.
+pub fn write_new(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path).with_context(|| format!("cannot create {}", path.display()))?;
+    fill(file, path, contents)
+}
+
+fn fill(mut file: File, path: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    file.write_all(contents).with_context(|| {
+        let left = std::fs::remove_file(path).err();
+        let left = left.map_or_else(String::new, |error| format!(" (a part of it stays: {error})"));
+        format!("cannot write {}{left}", path.display())
+    })
 }
 
 /// A note for people, on standard error: one line, whatever is in it.
@@ -199,6 +237,36 @@ mod tests {
         assert_eq!((&of_node["node"], &of_node["kernelTime"]), (&"worker-1".into(), &"7".into()));
         let read: kwitness_api::proto::Event = serde_json::from_value(of_node).unwrap();
         assert_eq!(read, event, "clients that do not know of nodes read it as well");
+    }
+
+    #[test]
+    fn an_error_says_what_could_not_be_written_and_a_reader_that_is_gone_is_known() {
+        let full = of_output(io::ErrorKind::StorageFull.into());
+        assert!(full.to_string().starts_with("cannot write the output: "), "{full}");
+        let closed = anyhow::Error::from(of_output(io::ErrorKind::BrokenPipe.into()));
+        assert_eq!(crate::exit::code(Err(closed)), crate::exit::Code::Success);
+    }
+
+    #[test]
+    fn a_file_that_exists_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("incident.kwr");
+        write_new(&path, b"evidence").unwrap();
+        let error = format!("{:#}", write_new(&path, b"demo").unwrap_err());
+        assert!(error.starts_with(&format!("cannot create {}: File exists", path.display())), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"evidence");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_part_of_a_file_does_not_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("archive");
+        std::fs::write(&path, b"a part").unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let error = format!("{:#}", fill(full, &path, b"all of it").unwrap_err());
+        assert!(error.starts_with(&format!("cannot write {}: No space left", path.display())), "{error}");
+        assert!(!path.exists());
     }
 
     #[test]

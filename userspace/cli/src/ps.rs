@@ -39,6 +39,7 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
         Err((not_here, _)) => return Err(not_here.into()),
     };
     let mut printer = Printer::new(output.output, !filter.is_one_namespace(), no_headers);
+    printer.is_watch = watch;
     // Before the first list, so that nothing is missed in between.
     let mut changes = if watch {
         let kinds = CHANGES.into_iter().map(i32::from).collect();
@@ -53,7 +54,7 @@ pub async fn run(socket: Option<OsString>, options: Ps) -> anyhow::Result<Code> 
     let count = printer.print(containers, connect::now(&source))?;
     let Some(changes) = &mut changes else {
         if count == 0 && matches!(output.output, Format::Table | Format::Wide) {
-            note("no containers found");
+            note(&format!("no containers found{}", select::place_now(&source)));
         }
         return Ok(Code::Success);
     };
@@ -98,6 +99,8 @@ pub struct Printer {
     format: Format,
     has_namespaces: bool,
     no_headers: bool,
+    /// Rows are to come that are not known yet.
+    is_watch: bool,
     /// Once the headings stand.
     table: Option<Table>,
     /// The state that was printed last, by cgroup.
@@ -108,7 +111,8 @@ impl Printer {
     /// On standard output.
     pub fn new(format: Format, has_namespaces: bool, no_headers: bool) -> Self {
         let output = Output::new();
-        Self { output, format, has_namespaces, no_headers, table: None, shown: HashMap::new() }
+        let shown = HashMap::new();
+        Self { output, format, has_namespaces, no_headers, is_watch: false, table: None, shown }
     }
 
     /// Prints what is not shown yet, or is shown otherwise.
@@ -150,8 +154,9 @@ impl Printer {
             let rows: Vec<_> = containers.iter().map(of).collect();
             let is_first = self.table.is_none();
             let width = self.output.width(self.format);
+            let (has_namespaces, is_watch) = (self.has_namespaces, self.is_watch);
             let table =
-                self.table.get_or_insert_with(|| table(is_wide, has_nodes, self.has_namespaces, width));
+                self.table.get_or_insert_with(|| table(is_wide, has_nodes, has_namespaces, is_watch, width));
             table.fit(&rows);
             if is_first && !self.no_headers {
                 self.output.text(&table.header())?;
@@ -164,7 +169,17 @@ impl Printer {
     }
 }
 
-fn table(is_wide: bool, has_nodes: bool, has_namespaces: bool, limit: Option<usize>) -> Table {
+/// What a state, a pid and an age take at most, which must be known before a watch has seen them.
+const WATCHED: [usize; 3] = ["Running".len(), "4194304".len(), "23h59m".len()];
+
+fn table(
+    is_wide: bool,
+    has_nodes: bool,
+    has_namespaces: bool,
+    is_watch: bool,
+    limit: Option<usize>,
+) -> Table {
+    let [state, pid, age] = if is_watch { WATCHED } else { [0; 3] };
     let mut table = Table::new(limit);
     if has_nodes {
         table = table.column("NODE", 0, Fit::Middle(9));
@@ -175,9 +190,9 @@ fn table(is_wide: bool, has_nodes: bool, has_namespaces: bool, limit: Option<usi
     table = table
         .column("POD", 0, Fit::Middle(16))
         .column("CONTAINER", 0, Fit::Middle(9))
-        .column("STATE", 0, Fit::Whole)
-        .column("PID", 0, Fit::Whole)
-        .column("AGE", 0, Fit::Whole);
+        .column("STATE", state, Fit::Whole)
+        .column("PID", pid, Fit::Whole)
+        .column("AGE", age, Fit::Whole);
     if is_wide {
         for heading in ["STARTED", "EXECS", "EXITS", "PROGRAM", "QOS", "RUNTIME", "IMAGE"] {
             table = table.column(heading, 0, Fit::Whole);
@@ -244,7 +259,8 @@ mod tests {
         let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();
         let row = if is_wide { wide_row } else { row };
         let rows: Vec<_> = containers().iter().map(|state| row(state, now, has_namespaces)).collect();
-        anstream::adapter::strip_str(&table(is_wide, false, has_namespaces, limit).render(&rows)).to_string()
+        anstream::adapter::strip_str(&table(is_wide, false, has_namespaces, false, limit).render(&rows))
+            .to_string()
     }
 
     #[test]
@@ -261,6 +277,23 @@ mod tests {
     #[test]
     fn a_list_of_one_namespace() {
         insta::assert_snapshot!("ps_of_one_namespace", shown(false, false, None));
+    }
+
+    #[test]
+    fn a_watch_has_room_for_what_comes_later() {
+        let now = DateTime::from_timestamp(1_767_357_600, 0).unwrap();
+        let mut created = containers().remove(0);
+        created.main = None;
+        let mut running = created.clone();
+        running.main = Some(proto::Process { pid: 4_194_304, ..Default::default() });
+        running.set_state(proto::State::Running);
+        let mut table = table(false, false, true, true, Some(80));
+        table.fit(&[row(&created, now, true)]);
+        let header = anstream::adapter::strip_str(&table.header()).to_string();
+        let line = anstream::adapter::strip_str(&table.line(&row(&running, now, true))).to_string();
+        let before = |text: &str, what: &str| text.split_once(what).map(|(before, _)| before.chars().count());
+        let id = running.container.unwrap().id;
+        assert_eq!(before(&header, "ID\n"), before(&line, short_id(&id)), "{header}{line}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub fn cpu(text: &str) -> Result<Cpu, String> {
     match text {
         "max" => Ok(Cpu::CpuUnlimited(true)),
         _ => match quantity::milli(text).map_err(|error| error.to_string())? {
-            0 => Err("no CPU limit is \"max\"; the least is \"1m\"".to_owned()),
+            0 => Err("the least CPU limit is \"1m\"; for no limit, \"max\"".to_owned()),
             milli => Ok(Cpu::MilliCpu(milli)),
         },
     }

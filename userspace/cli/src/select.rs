@@ -17,7 +17,9 @@ use crate::options::Label;
 /// The most names that an error lists.
 const LISTED_MAX: usize = 8;
 /// Where `kwitness` looks, as errors say it.
-pub const ON_THIS_NODE: &str = " on this node";
+const ON_THIS_NODE: &str = " on this node";
+const IN_THE_RECORDING: &str = " in this recording";
+const AT_THIS_TIME: &str = " at this time of the recording (--at)";
 /// How alike two names must be to suggest one for the other (Jaro-Winkler, 0 to 1).
 const ALIKE: f64 = 0.8;
 
@@ -46,6 +48,7 @@ async fn resolve_among(
     if filter.is_empty() {
         return Ok(Ok(proto::Filter::default()));
     }
+    let place = if past.is_some() { place(source) } else { place_now(source) };
     let mut known = match past {
         Some(past) => containers_of(source, past).await?,
         None => BTreeMap::new(),
@@ -53,7 +56,17 @@ async fn resolve_among(
     let here = source.list(proto::Filter::default()).await?.containers;
     known.extend(here.into_iter().filter_map(|state| state.container).map(by_ids));
     let known: Vec<_> = known.into_values().collect();
-    Ok(among(&known, filter, ON_THIS_NODE).map_err(|not_here| (not_here, literally(filter))))
+    Ok(among(&known, filter, place).map_err(|not_here| (not_here, literally(filter))))
+}
+
+/// Where what is past is looked for, as errors say it.
+pub fn place(source: &Source) -> &'static str {
+    if source.recording().is_some() { IN_THE_RECORDING } else { ON_THIS_NODE }
+}
+
+/// Where what is there now is looked for; of a recording, what is there at the moment that it is read as of.
+pub fn place_now(source: &Source) -> &'static str {
+    if source.recording().is_some() { AT_THIS_TIME } else { ON_THIS_NODE }
 }
 
 /// The containers that events are about, by cgroup ID and container ID, each as it came to be known.
@@ -331,7 +344,11 @@ mod tests {
         for name in ["greedy", "gre", "default/greedy"] {
             let filter = Filter { pod: vec![name.to_owned()], ..Default::default() };
             let here = resolve(&mut source, &filter).await.unwrap();
-            assert!(here.is_err(), "{name} is gone by the end");
+            let (error, _) = here.unwrap_err();
+            assert!(
+                error.0.contains("at this time of the recording (--at)"),
+                "{name} is gone by the end: {error}"
+            );
             let past = resolve_past(&mut source, &filter, proto::WatchRequest::default()).await.unwrap();
             assert_eq!(past.unwrap().pods.len(), 1, "{name}");
         }

@@ -66,7 +66,11 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
     let runtime = status.runtime.clone().unwrap_or_default();
     let lost: Vec<String> = status.lost.iter().map(|(what, count)| format!("{count} {what}")).collect();
     let held: Vec<_> = status.privileges.iter().map(|privilege| privilege.name.as_str()).collect();
-    let started = format!("{} ago ({})", age(status.started_at, now), times.show_alone(status.started_at));
+    let ago = age(status.started_at, now);
+    let started = match times.show_alone(status.started_at) {
+        at if at == ago => format!("{ago} ago"),
+        at => format!("{ago} ago ({at})"),
+    };
     let memory = status
         .resident_bytes
         .map_or_else(|| UNKNOWN.to_owned(), |bytes| format!("{} resident", units::amount(bytes)));
@@ -78,7 +82,7 @@ fn lines(status: &proto::StatusResponse, address: &str, now: DateTime<Utc>, time
         ("Kernel", status.kernel_release.clone()),
         ("Started", started),
         ("Memory", memory),
-        ("Epoch", format!("{} (identifies this run of the daemon)", status.epoch)),
+        ("Epoch", format!("{} (event numbers count within it)", status.epoch)),
         ("Cgroups", format!("below {}", status.cgroup_subtree)),
         ("Containers", status.containers.to_string()),
         ("Watchers", status.watchers.to_string()),

@@ -213,6 +213,18 @@ pub fn wrap(text: &str, indent: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// A line on as many as it takes on a terminal, the others indented further.
+pub fn hanging(line: &str, width: Option<usize>) -> Vec<String> {
+    let Some(width) = width else { return vec![line.to_owned()] };
+    let text = line.trim_start();
+    let indent = line.len() - text.len();
+    let mut lines = wrap(text, &" ".repeat(indent + 2), width);
+    if let Some(first) = lines.first_mut() {
+        first.replace_range(..2, "");
+    }
+    lines
+}
+
 /// The beginning that is not wider.
 pub fn beginning(text: &str, width: usize) -> &str {
     let mut used = 0;
@@ -324,5 +336,15 @@ mod tests {
         assert_eq!(lines, ["A     B", "数据  x", "abcd  y"]);
         assert_eq!(without_middle("数据库数据库", 7), "数…据库");
         assert_eq!(without_end("数据库", 4), "数…");
+    }
+
+    #[test]
+    fn a_line_hangs_below_its_indent() {
+        let line = format!("  oom_scope: {}", "a remedy ".repeat(20));
+        let lines = hanging(line.trim_end(), Some(80));
+        assert!(lines.len() > 1 && lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
+        assert!(lines[0].starts_with("  oom_scope") && lines[1].starts_with("    remedy"), "{lines:#?}");
+        assert_eq!(lines.join(" ").split_whitespace().count(), 41);
+        assert_eq!(hanging(&line, None), [line]);
     }
 }

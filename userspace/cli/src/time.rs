@@ -21,20 +21,27 @@ pub enum TimeFormat {
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     format: TimeFormat,
-    now: DateTime<FixedOffset>,
+    zone: FixedOffset,
+    /// None: the present, which goes on while a stream is printed.
+    as_of: Option<DateTime<Utc>>,
     has_millis: bool,
 }
 
 impl Times {
-    /// From the options, now.
+    /// From the options, relative to the present.
     pub fn new(format: TimeFormat, utc: bool) -> Self {
-        let now = if utc { Utc::now().fixed_offset() } else { Local::now().fixed_offset() };
-        Self { format, now, has_millis: true }
+        let zone = if utc { Utc.fix() } else { Local::now().offset().fix() };
+        Self { format, zone, as_of: None, has_millis: true }
     }
 
     /// As of that time: times of its day have no date.
     pub fn as_of(self, now: DateTime<Utc>) -> Self {
-        Self { now: now.with_timezone(self.now.offset()), ..self }
+        Self { as_of: Some(now), ..self }
+    }
+
+    /// Clock times of that day have no date. Ages stay what they are.
+    pub fn on_the_day_of(self, day: DateTime<Utc>) -> Self {
+        if self.format == TimeFormat::Clock { self.as_of(day) } else { self }
     }
 
     /// Clock times without milliseconds, for a narrow terminal.
@@ -44,7 +51,12 @@ impl Times {
 
     #[cfg(test)]
     pub fn at(format: TimeFormat, now: &str) -> Self {
-        Self { format, now: DateTime::parse_from_rfc3339(now).unwrap(), has_millis: true }
+        let now = DateTime::parse_from_rfc3339(now).unwrap();
+        Self { format, zone: *now.offset(), as_of: Some(now.to_utc()), has_millis: true }
+    }
+
+    fn now(&self) -> DateTime<FixedOffset> {
+        self.as_of.unwrap_or_else(Utc::now).with_timezone(&self.zone)
     }
 
     /// The heading of a column of times, with the zone: the client's is not always the node's.
@@ -58,11 +70,7 @@ impl Times {
 
     /// The zone of the times: "UTC", "+02:00".
     fn zone(&self) -> String {
-        if self.now.offset().local_minus_utc() == 0 {
-            "UTC".to_owned()
-        } else {
-            self.now.offset().fix().to_string()
-        }
+        if self.zone.local_minus_utc() == 0 { "UTC".to_owned() } else { self.zone.to_string() }
     }
 
     /// A time that stands below no heading: with the zone, unless the format has it.
@@ -76,16 +84,17 @@ impl Times {
     /// A time.
     pub fn show(&self, time: Option<Timestamp>) -> String {
         let Some(at) = time.and_then(Timestamp::to_utc) else { return UNKNOWN.to_owned() };
-        let local = at.with_timezone(self.now.offset());
+        let local = at.with_timezone(&self.zone);
         match self.format {
-            TimeFormat::Relative => age(time, self.now.to_utc()),
+            TimeFormat::Relative => age(time, self.now().to_utc()),
             TimeFormat::Rfc3339 => {
-                local.to_rfc3339_opts(SecondsFormat::Micros, self.now.offset().local_minus_utc() == 0)
+                local.to_rfc3339_opts(SecondsFormat::Micros, self.zone.local_minus_utc() == 0)
             }
             TimeFormat::Clock => {
-                let date = if local.date_naive() == self.now.date_naive() {
+                let now = self.now();
+                let date = if local.date_naive() == now.date_naive() {
                     ""
-                } else if local.year() == self.now.year() {
+                } else if local.year() == now.year() {
                     "%b %d "
                 } else {
                     "%Y-%m-%d "
@@ -100,6 +109,13 @@ impl Times {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_present_goes_on_while_a_stream_is_printed() {
+        let times = Times::new(TimeFormat::Clock, true);
+        let later = Utc::now();
+        assert!(times.now() >= later, "after midnight, the new day's times would have its date");
+    }
 
     #[test]
     fn the_date_and_the_zone_are_shown_where_they_matter() {

@@ -21,7 +21,7 @@ pub const ATTEMPTS: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// Each page fault would pay for it.
-    #[error("the kernel calls it {0} times for each MiB charged: too dear for page faults")]
+    #[error("the kernel calls it {0} times for each MiB charged: too expensive for page faults")]
     CalledTooOften(u64),
     /// Its code is a part of its caller's.
     #[error("the kernel charges memory without calling it")]

@@ -51,7 +51,7 @@ pub enum Error {
         source: DialError,
     },
     /// A call failed.
-    #[error("{method}: {status}")]
+    #[error("{method}: {} ({})", status.message(), status.code().description())]
     Call {
         /// The method.
         method: &'static str,
@@ -304,6 +304,15 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+
+    #[test]
+    fn what_the_runtime_answered_is_said_in_its_words() {
+        let status = Box::new(tonic::Status::unimplemented("unknown method ContainerStatus"));
+        let error = Error::Call { method: "ContainerStatus", status }.to_string();
+        let words =
+            "ContainerStatus: unknown method ContainerStatus (Operation is not implemented or not supported)";
+        assert_eq!(error, words);
+    }
 
     #[test]
     fn a_container_is_joined_with_its_pod() {

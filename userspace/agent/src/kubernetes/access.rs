@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use kwitness_api::text::without_excerpt;
 
 use super::Settings;
 use super::failure::Failure;
@@ -13,6 +14,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// A client, and the server's address. The credentials are read anew with each one.
 pub(super) async fn client(settings: &Settings) -> Result<(Client, String), Failure> {
     let unusable = |what: &str, error: &dyn std::error::Error| {
+        let error = without_excerpt(&error);
         Failure::Configuration(super::failure::text(&format!("{what}: {error}"), 512))
     };
     let mut config = match &settings.kubeconfig {
@@ -36,4 +38,20 @@ pub(super) async fn client(settings: &Settings) -> Result<(Client, String), Fail
     let server = config.cluster_url.to_string();
     let client = Client::try_from(config).map_err(|error| unusable("the credentials", &error))?;
     Ok((client, server))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_does_not_quote_the_credentials() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("kubeconfig");
+        std::fs::write(&file, "kind: Config\nusers: [{name: u, user: {token: SECRET}\nclusters: [\n")
+            .unwrap();
+        let settings = Settings { kubeconfig: Some(file), node: "node-1".to_owned() };
+        let Err(Failure::Configuration(text)) = client(&settings).await else { panic!("it is not YAML") };
+        assert!(text.contains("line ") && !text.contains("SECRET"), "{text}");
+    }
 }

@@ -138,8 +138,8 @@ impl Reason {
         match self {
             Self::Excluded => "remove the exclusion from the configuration",
             Self::NotEnabled => {
-                "set kernel.syscall_hooks to see refused writes, too; every write(2) of the node then takes about an \
-                 eighth longer"
+                "set kernel.syscall_hooks to see refused writes, too; every write(2) of the node is then about 12 % \
+                 slower"
             }
             Self::Calls(_) => "report it with the kernel's version; meanwhile usage is sampled",
             Self::MemoryInV1 => "boot with cgroup v2 only, or ignore: usage is sampled",

@@ -132,6 +132,11 @@ impl Recording {
         Some((self.first.unwrap_or(last), last))
     }
 
+    /// The moment that it is read as of: what was requested, or its end.
+    pub fn as_of(&self) -> Option<Timestamp> {
+        self.until.or(self.last)
+    }
+
     /// When the first snapshot was taken. Before it, only containers are known that an event named.
     pub fn known_since(&self) -> Option<Timestamp> {
         self.state.known_since

@@ -11,7 +11,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use chrono::Utc;
 use kwitness_api::client::{Client, Item};
 use kwitness_api::recording::{At, FORMAT, Header, Line};
@@ -22,7 +21,7 @@ use serde_json::Value;
 
 use crate::connect::connect;
 use crate::exit::Code;
-use crate::output::note;
+use crate::output::{note, write_new};
 use crate::text::Moment;
 use redact::{Names, Redactor};
 
@@ -38,7 +37,7 @@ events.kwr       a recording: `kwitness events --file events.kwr`
 config.toml      the daemon's configuration file
 kernel.txt       kernel version, lockdown, security modules, cgroup mounts, BPF sysctls
 log.txt          the service's log, with --logs only
-errors.txt       what could not be collected, and why
+errors.txt       what could not be collected, and why; a file that would be empty is left out
 
 There are no environment variables, no command lines and no output of containers in it.
 With --redact, names, images, labels and the API server's address are replaced by hashes that differ from archive
@@ -92,7 +91,8 @@ pub async fn run(socket: Option<OsString>, options: Bugtool) -> anyhow::Result<C
         .output
         .unwrap_or_else(|| format!("kwitness-bugtool-{}.tar.zst", now.format("%Y%m%dT%H%M%SZ")).into());
     let archive = parts.archive(now.timestamp())?;
-    write(&path, &archive).with_context(|| format!("cannot write {}", path.display()))?;
+    // Names are the owner's only.
+    write_new(&path, &archive)?;
     parts.errors.iter().for_each(|error| note(error));
     note(&format!(
         "{} written ({} KiB); look into it before you send it",
@@ -270,15 +270,4 @@ fn logs(since: Timestamp, parts: &mut Parts) {
         Ok(output) => parts.missing("log.txt", &String::from_utf8_lossy(&output.stderr).trim()),
         Err(error) => parts.missing("log.txt", &format!("cannot run journalctl: {error}")),
     }
-}
-
-/// Names are the owner's only.
-fn write(path: &std::path::Path, contents: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)?.write_all(contents)
 }

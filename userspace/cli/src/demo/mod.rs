@@ -12,7 +12,7 @@ use crate::args::Demo;
 use crate::connect;
 use crate::exit::Code;
 use crate::options::Filter;
-use crate::output::{Format, Output, note};
+use crate::output::{Format, Output, note, write_new};
 use crate::time::{TimeFormat, Times};
 use crate::timeline::{self, History};
 
@@ -25,8 +25,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 pub async fn run(options: Demo) -> anyhow::Result<Code> {
     if let Some(path) = options.save {
-        use anyhow::Context as _;
-        std::fs::write(&path, RECORDING).with_context(|| format!("cannot write {}", path.display()))?;
+        save(&path)?;
         let path = path.display();
         note(&format!("saved; try: kwitness timeline {POD} --file {path} -o html > {POD}.html"));
         return Ok(Code::Success);
@@ -70,6 +69,11 @@ pub async fn run(options: Demo) -> anyhow::Result<Code> {
     out.line(&format!("$ kwitness timeline {POD} --file incident.kwr -o html > {POD}.html"))?;
     out.flush()?;
     Ok(Code::Success)
+}
+
+/// Writes the recording to a new file.
+pub fn save(path: &std::path::Path) -> anyhow::Result<()> {
+    write_new(path, RECORDING)
 }
 
 /// What is shown, how long that took then, and how long it takes now.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kwitness_api::text::without_excerpt;
 
 use super::failure::Failure;
 use crate::exit::Code;
@@ -123,7 +124,7 @@ fn failure(error: &KubeconfigError) -> Failure {
 }
 
 fn unusable(error: &dyn std::error::Error) -> Failure {
-    Failure::new(Code::Configuration, format!("cannot use the kubeconfig: {error}"))
+    Failure::new(Code::Configuration, format!("cannot use the kubeconfig: {}", without_excerpt(&error)))
 }
 
 /// A name that the kubeconfig does not have.
@@ -158,6 +159,16 @@ contexts:
         let mut connection = Connection { kubeconfig: Some(path), ..Connection::default() };
         change(&mut connection);
         connection.config().await.map_err(|failure| failure.to_string())
+    }
+
+    #[tokio::test]
+    async fn an_error_does_not_quote_the_credentials() {
+        let broken = KUBECONFIG.replace("token: a}}", "token: SECRET}");
+        let error = config(|connection| {
+            std::fs::write(connection.kubeconfig.as_ref().unwrap(), &broken).unwrap();
+        });
+        let error = error.await.unwrap_err();
+        assert!(error.contains("line ") && !error.contains("SECRET") && !error.contains('\n'), "{error}");
     }
 
     fn some(name: &str) -> Option<String> {

@@ -22,7 +22,7 @@ use crate::connect::connect;
 use crate::exit::Code;
 use crate::options::Output as OutputArgs;
 use crate::output::{Format, Output};
-use crate::table::{Cell, Fit, Table};
+use crate::table::{Cell, Fit, Table, hanging};
 use kwitness_agent::cgroupfs::{self, CgroupFs, Roots, Subtree};
 use kwitness_agent::config::Config;
 use kwitness_agent::cri::list_once;
@@ -324,7 +324,9 @@ fn text(out: &mut Output, report: &Report, is_wide: bool) -> anyhow::Result<()> 
     out.line(&format!("Kernel {}", report.kernel))?;
     out.line("")?;
     out.text(&tables(report, width))?;
-    lines(report, is_wide).iter().try_for_each(|line| out.line(line))?;
+    for line in lines(report, is_wide) {
+        hanging(&line, width).iter().try_for_each(|line| out.line(line))?;
+    }
     Ok(())
 }
 

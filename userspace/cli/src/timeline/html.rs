@@ -84,7 +84,7 @@ fn answers(timeline: &Timeline) -> String {
         }
         text += "</dl></article>\n";
     }
-    if text.is_empty() { "<p>Nothing was killed and nothing failed.</p>".to_owned() } else { text }
+    if text.is_empty() { format!("<p>{}</p>", timeline.without_answers()) } else { text }
 }
 
 fn events(timeline: &Timeline) -> String {

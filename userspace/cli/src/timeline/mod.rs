@@ -25,7 +25,6 @@ use crate::exit::Code;
 use crate::history::{HISTORY_BYTES, history};
 use crate::options::{FILTERS, Filter, From, OUTPUT, TimeOptions};
 use crate::output::{Format, Output};
-use crate::select::ON_THIS_NODE;
 use crate::text::Moment;
 use crate::{complete, connect, select};
 pub use model::Timeline;
@@ -120,6 +119,8 @@ pub struct History {
     events: Vec<proto::Event>,
     containers: Vec<proto::Container>,
     usage: Usage,
+    /// Where they were looked for, as errors say it.
+    place: &'static str,
 }
 
 impl History {
@@ -137,7 +138,8 @@ impl History {
             // The last one has the most names.
             containers.insert((container.cgroup_id, container.id.clone()), container);
         }
-        Ok(Self { events, containers: containers.into_values().collect(), usage })
+        let place = select::place(source);
+        Ok(Self { events, containers: containers.into_values().collect(), usage, place })
     }
 
     /// The timeline of the pods that match; of the node, if nothing is said of pods.
@@ -154,9 +156,9 @@ impl History {
         };
         if filter.is_empty() {
             let all: Vec<_> = self.containers.iter().collect();
-            return Ok(timeline(format!("node {node}"), &self.events, &all));
+            return Ok(timeline("all pods".to_owned(), &self.events, &all));
         }
-        let selected = select::among(&self.containers, filter, ON_THIS_NODE)?;
+        let selected = select::among(&self.containers, filter, self.place)?;
         let uid = |pod: Option<&proto::Pod>| pod.map(|pod| pod.uid.clone());
         let is_selected = |container: &&proto::Container| {
             let Some(pod) = &container.pod else { return false };

@@ -181,6 +181,15 @@ impl Timeline {
         timeline.answers = super::answers::answers(events, times);
         timeline
     }
+
+    /// What is said where there is no answer.
+    pub fn without_answers(&self) -> &'static str {
+        if self.events.iter().any(|row| row.kind == EventKind::Gap.name()) {
+            "No kill and no failure was seen, but events are missing: see the gaps."
+        } else {
+            "Nothing was killed and nothing failed."
+        }
+    }
 }
 
 fn subject_of(event: &proto::Event) -> String {

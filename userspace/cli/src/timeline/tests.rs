@@ -194,6 +194,22 @@ fn what_was_not_seen_is_not_guessed() {
     assert!(set_by(&during).ends_with("the kernel killed before the write returned"));
 }
 
+#[test]
+fn where_events_are_missing_it_is_not_said_that_nothing_failed() {
+    let started = || event(1000, Some(container("app")), Kind::Started(proto::Started::default()));
+    let gap = event(1060, None, Kind::Gap(proto::Gap::default()));
+    for (events, said) in
+        [(vec![started()], "Nothing was killed"), (vec![started(), gap], "events are missing")]
+    {
+        let timeline = Timeline::new(String::new(), String::new(), &events, &[], times());
+        let page = html::page(&timeline).unwrap();
+        assert!(
+            text::lines(&timeline, times(), None).join("\n").contains(said) && page.contains(said),
+            "{page}"
+        );
+    }
+}
+
 /// A reboot later: cgroup IDs and the kernel's clock begin again.
 fn rebooted(mut event: proto::Event) -> proto::Event {
     const AN_HOUR: i64 = 3_600_000_000_000;
@@ -431,7 +447,8 @@ fn a_pod_is_found_after_it_is_gone_and_others_are_left_out() {
     other.pod = Some(proto::Pod { uid: "uid-2".into(), name: Some("db-0".into()), ..pod() });
     events.push(event(1050, Some(other.clone()), Kind::Created(proto::Created::default())));
     events.push(event(1060, None, Kind::Gap(proto::Gap::default())));
-    let history = History { events, containers: vec![container("app"), other], usage: Usage::default() };
+    let history =
+        History { events, containers: vec![container("app"), other], usage: Usage::default(), place: "" };
     let filter = |name: &str| Filter { pod: vec![name.into()], ..Default::default() };
     let of_web = history.timeline(&filter("web-0"), "n", times()).unwrap();
     assert_eq!(of_web.subject, "prod/web-0");

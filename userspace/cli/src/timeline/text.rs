@@ -35,7 +35,7 @@ pub fn lines(timeline: &Timeline, times: Times, limit: Option<usize>) -> Vec<Str
     let node = if timeline.node.is_empty() { String::new() } else { format!(" on {}", timeline.node) };
     let mut lines = wrap(&format!("{}{node}", timeline.subject), "", width);
     let (first, last) = (times.show(at(timeline.from)), times.show_alone(at(timeline.to)));
-    lines.push(format!("{first} to {last}, {} events", timeline.events.len()));
+    lines.extend(wrap(&format!("{first} to {last}, {} events", timeline.events.len()), "", width));
     lines.push(String::new());
     for answer in &timeline.answers {
         lines.extend(wrap(&answer.what, "", width));
@@ -49,7 +49,7 @@ pub fn lines(timeline: &Timeline, times: Times, limit: Option<usize>) -> Vec<Str
         lines.push(String::new());
     }
     if timeline.answers.is_empty() {
-        lines.extend(["Nothing was killed and nothing failed.".to_owned(), String::new()]);
+        lines.extend([timeline.without_answers().to_owned(), String::new()]);
     }
     if timeline.to > timeline.from {
         lines.extend(chart(timeline, width));
@@ -101,9 +101,12 @@ fn bar(timeline: &Timeline, track: &Track, columns: usize) -> String {
 
 fn events(timeline: &Timeline, times: Times, limit: Option<usize>) -> String {
     let times = if limit.is_some_and(|limit| limit < 100) { times.to_seconds() } else { times };
+    // The date of its last day stands above.
+    let last = Timestamp::from_unix_nanos(timeline.to.saturating_mul(1000)).to_utc();
+    let times = last.map_or(times, |last| times.on_the_day_of(last));
     let mut table = Table::new(limit)
         .column(times.heading(), 8, Fit::Whole)
-        .column("EVENT", 12, Fit::Whole)
+        .column("EVENT", 12, Fit::End(12))
         .column("SUBJECT", 0, Fit::Middle(12))
         .column("DETAIL", 0, Fit::End(31));
     let rows: Vec<Vec<Cell>> = timeline

@@ -15,6 +15,9 @@ use crate::text::{UNKNOWN, age, short_id};
 /// Narrower terminals have no room for namespaces, nor for two spaces between columns.
 const NARROW: usize = 100;
 
+/// Columns that give way on a terminal that is narrower still, in this order: who is next, and how soon, stays.
+static GIVE_WAY: [&str; 6] = ["THR", "OOM", "VERDICT", "FILL/S", "USAGE", "LIMIT"];
+
 /// Who has less time than that is shown as urgent, or as next.
 const URGENT: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(600);
@@ -34,28 +37,44 @@ pub(super) fn table(
 ) -> (Table, Vec<Vec<Cell>>) {
     let is_narrow = !is_wide && width.is_some_and(|width| width < NARROW);
     let has_namespaces = has_namespaces && !is_narrow;
-    let mut table = Table::new(width);
-    if is_narrow {
-        table = table.dense();
-    }
+    let mut columns = Vec::new();
     if has_namespaces {
-        table = table.column("NAMESPACE", 0, Fit::Middle(9));
+        columns.push(("NAMESPACE", 0, Fit::Middle(9)));
     }
-    table = table.column("POD", 0, Fit::Middle(16)).column("CONTAINER", 0, Fit::Middle(9));
+    columns.extend([("POD", 0, Fit::Middle(16)), ("CONTAINER", 0, Fit::Middle(9))]);
     // As wide as they become: numbers that change move no column.
     let numbers =
         [("USAGE", 6), ("LIMIT", 6), ("%LIM", 4), ("FILL/S", 7), ("LEFT", 4), ("THR", 4), ("OOM", 5)];
-    for (heading, width) in numbers {
-        table = table.column(heading, width, Fit::Whole);
-    }
-    table = table.column("VERDICT", 0, Fit::End(8));
+    columns.extend(numbers.map(|(heading, width)| (heading, width, Fit::Whole)));
+    columns.push(("VERDICT", 0, Fit::End(8)));
     if is_wide {
-        for heading in ["HIGH", "CACHE", "KILLS", "QOS", "ID"] {
-            table = table.column(heading, 0, Fit::Whole);
-        }
+        columns.extend(["HIGH", "CACHE", "KILLS", "QOS", "ID"].map(|heading| (heading, 0, Fit::Whole)));
     }
-    let cells = rows.iter().map(|row| cells(row, is_wide, has_namespaces, now)).collect();
+    let left_out = if is_narrow { left_out(&columns, width.unwrap_or(NARROW)) } else { &[] };
+    let is_shown: Vec<_> = columns.iter().map(|(heading, ..)| !left_out.contains(heading)).collect();
+    let shown =
+        columns.into_iter().zip(&is_shown).filter_map(|(column, is_shown)| is_shown.then_some(column));
+    let table = if is_narrow { Table::new(width).dense() } else { Table::new(width) };
+    let table = shown.fold(table, |table, (heading, width, fit)| table.column(heading, width, fit));
+    let cells = |row: &&Row| {
+        let cells = cells(row, is_wide, has_namespaces, now).into_iter().zip(&is_shown);
+        cells.filter_map(|(cell, is_shown)| is_shown.then_some(cell)).collect()
+    };
+    let cells = rows.iter().map(cells).collect();
     (table, cells)
+}
+
+/// What there is no room for, with one space between two columns.
+fn left_out(columns: &[(&str, usize, Fit)], width: usize) -> &'static [&'static str] {
+    let least = |(heading, least, fit): &(&str, usize, Fit)| match fit {
+        Fit::Whole => heading.len().max(*least),
+        Fit::Middle(least) | Fit::End(least) => *least,
+    };
+    let fits = |left_out: &[&str]| {
+        let shown = columns.iter().filter(|(heading, ..)| !left_out.contains(heading));
+        shown.map(|column| least(column) + 1).sum::<usize>() <= width + 1
+    };
+    (0..GIVE_WAY.len()).map(|count| &GIVE_WAY[..count]).find(|left_out| fits(left_out)).unwrap_or(&GIVE_WAY)
 }
 
 fn cells(row: &Row, is_wide: bool, has_namespaces: bool, now: DateTime<Utc>) -> Vec<Cell> {

@@ -87,7 +87,13 @@ impl Screen {
         let shown = if shown == count { format!("{count}") } else { format!("{shown} of {count}") };
         let (sort, is_reversed) = model.order();
         let reversed = if is_reversed { ", reversed" } else { "" };
-        let left = format!("kwitness top: {shown} containers by {}{reversed}", sort.words());
+        let shown = format!("{shown} containers");
+        let left = [
+            format!("kwitness top: {shown} by {}{reversed}", sort.words()),
+            format!("{shown} by {}{reversed}", sort.words()),
+        ];
+        let has_room = |text: &String| text.chars().count() + 1 + at.len() <= usize::from(width);
+        let left = left.into_iter().find(has_room).unwrap_or(shown);
         let fill = usize::from(width).saturating_sub(left.chars().count() + at.len()).max(1);
         Line::from(format!("{left}{}{at}", " ".repeat(fill)))
     }
@@ -186,6 +192,11 @@ mod tests {
     #[test]
     fn who_dies_next_on_80_columns() {
         insta::assert_snapshot!("top_80", shown(80, 14, false, &mut model(), &[]));
+    }
+
+    #[test]
+    fn who_dies_next_on_40_columns() {
+        insta::assert_snapshot!("top_40", shown(40, 14, false, &mut model(), &[]));
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff;
 use kube::api::{Api, PostParams};
 use kwitness_api::Timestamp;
-use kwitness_api::text::escape;
+use kwitness_api::text::{escape, without_excerpt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -46,7 +46,10 @@ const ERROR_MAX: usize = 256;
 /// There is neither, or it cannot be used.
 pub async fn client() -> anyhow::Result<kube::Client> {
     let config = kube::Config::infer().await;
-    let mut config = config.context("find the API server: no pod's service account, and no kubeconfig")?;
+    let mut config = config.map_err(|error| {
+        let error = without_excerpt(&error);
+        anyhow!("find the API server: no pod's service account, and no kubeconfig: {error}")
+    })?;
     // Each attempt is made here, with its pause and its count, and a busy API server is not asked more often.
     config.default_retry = false;
     kube::Client::try_from(config).context("use what is known of the API server")

@@ -10,11 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Error};
+use kwitness_api::text::without_excerpt;
 use tokio::time::Instant;
 
 use super::resize::{Target, is_about_pod, text};
@@ -57,11 +58,15 @@ impl Kubernetes {
         let mut config = match kubeconfig {
             Some(file) => {
                 let read = Kubeconfig::read_from(file);
-                let read = read.with_context(|| format!("cannot read the kubeconfig {}", file.display()))?;
+                let read = read.map_err(|error| {
+                    anyhow!("cannot read the kubeconfig {}: {}", file.display(), without_excerpt(&error))
+                })?;
                 let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
                 config.with_context(|| format!("cannot use the kubeconfig {}", file.display()))?
             }
-            None => Config::infer().await.context("no access to a Kubernetes API; name a --kubeconfig")?,
+            None => Config::infer().await.map_err(|error| {
+                anyhow!("no access to a Kubernetes API; name a --kubeconfig: {}", without_excerpt(&error))
+            })?,
         };
         // It would run on the one thread that renews the lease, in the middle of a hold.
         if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {

@@ -57,7 +57,7 @@ impl Unpinned {
             Self::NoBpffs { .. } => Some("mount -t bpf bpf /sys/fs/bpf"),
             Self::Foreign { .. } => Some("remove it, or set another kernel.pin_directory"),
             Self::NotOurs { .. } => Some("remove it, or set kernel.pin_directory to a directory of its own"),
-            Self::InUse { .. } => Some("give each its own kernel.pin_directory"),
+            Self::InUse { .. } => Some("stop that daemon first, or give each its own kernel.pin_directory"),
             Self::Off | Self::Logging | Self::Io { .. } => None,
         }
     }

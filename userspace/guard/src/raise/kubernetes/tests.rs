@@ -234,3 +234,12 @@ async fn what_the_kubelet_refuses_after_the_patch_ends_the_wait_with_its_reason(
     let refused = access.refused(&container);
     assert!(tokio::time::timeout(HOLD, refused).await.is_err(), "it is carried out");
 }
+
+#[tokio::test]
+async fn an_error_does_not_quote_the_credentials() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("kubeconfig");
+    std::fs::write(&file, "kind: Config\nusers: [{name: u, user: {token: SECRET}\nclusters: [\n").unwrap();
+    let error = format!("{:#}", Kubernetes::connect(Some(&file), None).await.unwrap_err());
+    assert!(error.contains("line ") && !error.contains("SECRET"), "{error}");
+}
