@@ -350,7 +350,7 @@ impl<P: Probe> Engine<P> {
 
     /// The judgement, if it is evidence.
     fn observe(&mut self, observation: Observation) -> Option<Judged> {
-        let is_kept = self.keep(|ledger| ledger.observation(&observation));
+        let is_kept = self.keep_observation(&observation);
         let judged = self.take_in(observation);
         self.turn_unless(is_kept);
         judged

@@ -22,6 +22,7 @@ mod reader;
 mod subject;
 #[cfg(test)]
 pub(crate) mod testing;
+mod until;
 mod watcher;
 pub mod window;
 mod writer;
@@ -35,9 +36,9 @@ use tokio::sync::watch;
 
 pub use batch::{Batch, BatchCodec};
 pub(crate) use filter::{scope_of, selects};
-pub(crate) use kept::Kept;
 pub use kwitness_api::filter::Filter;
 pub use reader::{JournalEvent, JournalReader};
+pub(crate) use until::JournalUntil;
 pub use watcher::{Start, Watcher};
 pub use window::Capacity;
 pub use writer::Writer;
