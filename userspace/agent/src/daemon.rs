@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::cri;
 use crate::cri_events::{self, RuntimeEvents};
 use crate::engine::{
-    Engine, Handle, History, JudgeQueue, Memory, Outside, Parts, Place, Refusal, Resumes, Scans,
+    Engine, Handle, History, JudgeQueue, Memory, Outside, Parts, Place, Refusal, Resumes, Scans, UnreadPins,
 };
 use crate::hub::{Capacity, Hub, Writer};
 use crate::kubernetes::Kubernetes;
@@ -38,7 +38,7 @@ use crate::pressure::{self, MemoryFiles, Sampling};
 use crate::privileges::Setup;
 use crate::probe::capability::LIMIT_WRITES;
 use crate::probe::{
-    Advised, Attached, Capabilities, Loaded, SetId, Settings, check_loads, check_process, error_chain, pins,
+    Advised, Attached, Capabilities, Loaded, SetId, Settings, check_loads, check_process, error_chain,
 };
 use crate::reload::Reload;
 use crate::verify::Verifier;
@@ -145,7 +145,7 @@ async fn watch_node(
     pressure::note_sampling(&mut capabilities, config, &cgroups);
     log::capabilities(&capabilities);
     log::pins(&attached);
-    let unread_pins = pins::unread(&config.pin_directory);
+    let unread_pins = UnreadPins::new(config.pin_directory.clone());
 
     let stop = CancellationToken::new();
     let capacity = Capacity {

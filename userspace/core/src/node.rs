@@ -37,7 +37,7 @@ use crate::verdicts::VerdictTracker;
 use levels::{Changed, LevelChanges};
 
 /// The state of the node.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Node {
     lifecycle: Lifecycle,
     limits: LimitTracker,

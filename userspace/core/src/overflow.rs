@@ -12,13 +12,13 @@ use crate::model::{Basis, CgroupId, Event, Gap, GapCause, KernelTime, Kind, Outp
 const OWNERS: usize = 64;
 
 /// What did not fit since the last report.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Overflow {
     #[serde(with = "crate::pairs")]
     by_owner: BTreeMap<Option<CgroupId>, Lost>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Lost {
     owner: Option<Arc<Subject>>,
     #[serde(with = "crate::pairs")]

@@ -16,7 +16,7 @@ use crate::model::{KernelEvent, KernelTime};
 pub const HELD_MAX: usize = 8_192;
 
 /// Records on their way from the rings to the machines.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ReorderBuffer {
     held: Vec<KernelEvent>,
 }

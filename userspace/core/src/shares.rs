@@ -18,7 +18,7 @@ pub fn may_take(held: usize, free: usize) -> bool {
 }
 
 /// A bound, and who holds how much of it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(bound(serialize = "K: Serialize", deserialize = "K: Deserialize<'de> + Eq + Hash"))]
 pub struct Shares<K> {
     capacity: usize,

@@ -12,9 +12,9 @@
 //! details, metadata, deadlines and cancellation are the runtime's and the client's own, and a method or a field that does not exist
 //! yet passes as well. Data waits for its reader call by call.
 //!
-//! Owns its listening socket and nothing else that lasts: it can be restarted at any time. It needs its two sockets and no privilege.
-//! Never decodes a call on its way but for the id of what it starts (order), never calls the runtime on its own account but for the
-//! runtime's events.
+//! Owns its listening socket, what the daemon has not taken when it ends, and nothing else that lasts: it can be restarted at any time.
+//! It needs its two sockets and no privilege. Never decodes a call on its way but for the id of what it starts (order), never calls the
+//! runtime on its own account but for the runtime's events.
 
 mod budget;
 mod counters;
@@ -38,7 +38,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use counters::Counters;
@@ -56,6 +55,7 @@ use kwitness_service::program::Program;
 use kwitness_service::{Limits, Listener, Signal, Signals, descriptors};
 use metrics::{Metrics, Sources};
 use order::Order;
+use requests::{Daemon, Left};
 use runtime::Runtime;
 
 // What clients cost is measured.
@@ -98,6 +98,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let counters = Arc::new(Counters::default());
     let budget = Budget::new(limits::CLIENTS_MEMORY, limits::CALLS_MEMORY, Arc::clone(&counters));
     let stop = CancellationToken::new();
+    let daemon = Daemon { left: Left::beside(&listen), socket: daemon };
     let (sources, serving) =
         serve(listener, runtime, daemon, Timing::default(), budget, Arc::clone(&counters), stop.clone());
     let mut serving = tokio::spawn(serving);
@@ -122,7 +123,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 fn serve(
     listener: Listener,
     runtime: RuntimeSocket,
-    daemon: PathBuf,
+    daemon: Daemon,
     timing: Timing,
     budget: Arc<Budget>,
     counters: Arc<Counters>,
@@ -130,7 +131,7 @@ fn serve(
 ) -> (Sources, impl Future<Output = ()>) {
     let order = Order::new(timing.answer_held, Arc::clone(&counters));
     let (observer, reporting) = requests::start(daemon.clone(), Arc::clone(&counters));
-    let (events, relay) = events::start(daemon, runtime.clone(), Arc::clone(&counters), timing);
+    let (events, relay) = events::start(daemon.socket, runtime.clone(), Arc::clone(&counters), timing);
     let runtime = Arc::new(Runtime::new(runtime, Arc::clone(&counters)));
     let sources = Sources {
         connections: listener.counters(),
@@ -144,11 +145,7 @@ fn serve(
     let serving = async move {
         let answering = async {
             Frontend { runtime, events, observer, order, budget, counters }.serve(listener, stop).await;
-            if timeout(limits::LAST_REPORTS, last.emptied()).await.is_err() {
-                tracing::warn!(
-                    "the daemon has not taken the last reports of requested limits: they are lost"
-                );
-            }
+            last.end().await;
         };
         tokio::select! {
             () = answering => {}

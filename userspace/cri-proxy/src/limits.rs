@@ -45,7 +45,7 @@ pub const CANCELLED_EARLY: usize = 1024;
 /// the next instance, and the program is ended after [`kwitness_service::Signals`] have waited two seconds, so this must stay short.
 pub const DRAIN: Duration = Duration::from_millis(1500);
 
-/// How long the daemon may take after that for what is to be reported, within the same two seconds. The rest is lost.
+/// How long the daemon may take after that for what is to be reported, within the same two seconds. The rest is for the next proxy.
 pub const LAST_REPORTS: Duration = Duration::from_millis(300);
 
 /// Streams of events of all clients together, as many as the daemon allows; for one more, one of the client with most ends with
@@ -85,3 +85,7 @@ pub const MESSAGE_KEPT: usize = 64 << 10;
 /// Bytes of requests that wait for the daemon, of all containers together, each of which has six at most: some ten thousand, more than the
 /// daemon remembers containers. Of more, the oldest are reported as missed.
 pub const REQUESTS_WAITING: usize = 4 << 20;
+
+/// Bytes of the file with what waits for the daemon when the proxy ends: more than [`REQUESTS_WAITING`] come to, encoded, with what was
+/// missed. A larger file is none of a proxy's.
+pub const REQUESTS_LEFT: u64 = 8 << 20;

@@ -28,6 +28,7 @@ use super::counters::Counters;
 use super::events::{self, EventName, Timing};
 use super::limits;
 use super::metrics::Sources;
+use super::requests::{Daemon, Left};
 use super::runtime::RuntimeSocket;
 use kwitness_api::causes;
 use kwitness_service::{ConnectionCounters, Limits, Listener, Socket};
@@ -420,7 +421,17 @@ impl Bench {
 
     /// With bounds of memory: of all clients, and of one connection's calls.
     pub fn within(timing: Timing, clients: i64, calls: i64) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap(), timing, clients, calls)
+    }
+
+    /// The proxy is stopped, and another one takes its place.
+    pub async fn restarted(self) -> Self {
+        self.stop.cancel();
+        self.serving.await.unwrap();
+        Self::at(self.directory, Timing::default(), limits::CLIENTS_MEMORY, limits::CALLS_MEMORY)
+    }
+
+    fn at(directory: tempfile::TempDir, timing: Timing, clients: i64, calls: i64) -> Self {
         let at = |name: &str| directory.path().join(name);
         let socket = Socket::listen(&at("cri.sock")).unwrap();
         let listener = Listener::new(socket, Limits::for_descriptors(10_000, 2)).unwrap();
@@ -431,7 +442,7 @@ impl Bench {
         let (sources, serving) = super::serve(
             listener,
             RuntimeSocket::At(at("runtime.sock")),
-            at("daemon.sock"),
+            Daemon { socket: at("daemon.sock"), left: Left::beside(&at("cri.sock")) },
             timing,
             Arc::clone(&budget),
             Arc::clone(&counters),

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use kwitness_core::model::KernelTime;
+use kwitness_core::model::{KernelTime, Observation};
 
 use super::ledger::{Before, Ledger, MemoryOf, Place};
 use super::{Engine, Probe};
@@ -75,11 +75,30 @@ impl<P: Probe> Engine<P> {
         self.ledger.as_mut().is_none_or(write)
     }
 
+    /// The same of an observation, with a segment of its own if it is as large as that: a scan of a large node.
+    pub(super) fn keep_observation(&mut self, observation: &Observation) -> bool {
+        if self.keep(|ledger| ledger.observation(observation)) {
+            return true;
+        }
+        self.turn();
+        self.keep(|ledger| ledger.observation(observation))
+    }
+
     /// Begins a new segment if this one may not have room for what comes next.
     pub(super) fn make_room(&mut self) {
-        if self.ledger.as_ref().is_some_and(Ledger::is_nearly_full) {
+        let is_nearly_full =
+            match self.ledger.as_mut().map(|ledger| (ledger.look_after_base(), ledger.is_nearly_full())) {
+                Some((Ok(()), is_nearly_full)) => is_nearly_full,
+                Some((Err(error), _)) => return self.give_up_ledger(&error),
+                None => false,
+            };
+        if is_nearly_full {
             self.turn();
         }
+    }
+
+    fn give_up_ledger(&mut self, error: &io::Error) {
+        self.unkept = self.ledger.take().map(|ledger| Unkept::given_up(ledger, error));
     }
 
     /// Begins a new segment of the ledger.

@@ -1,9 +1,12 @@
 //! The ledger: what the engine took in, in files that survive the process, so that the next one goes on where it ended.
 //!
 //! ```text
-//!  DIRECTORY/0000000000000007     a base: a state, the journal, then everything that was taken in after it
-//!  DIRECTORY/0000000000000008     a segment: the state at which the base ended, and so on
-//!  DIRECTORY/000000000000000a     the next base: those before are removed
+//!  DIRECTORY/0000000000000007     a base: a state and the journal; the first one has room for what is taken in after it
+//!  DIRECTORY/0000000000000008     a segment: what was taken in after it, and so on
+//!  DIRECTORY/0000000000000009
+//!
+//!                     7 8 9 │ 10              a base is due: a thread writes it, while the engine goes on with 10
+//!                       9'  │ 10 11           it takes the place of the last segment before it; those before are removed
 //!
 //!  record ──▶ ledger ──▶ consumed in the kernel's ring        a record that is in both is the last one here
 //!  report of a limit ──▶ ledger ──▶ desired limits
@@ -12,22 +15,25 @@
 //!
 //! Events since the base are not kept: they follow from what was taken in ([`kwitness_core`] replays to the same events), with the same
 //! numbers and times. Each publication says which number its last event has; if the replay comes to another, as it may in another
-//! release, the ledger is refused. Those before are in the base as far as the journal still had them ([`crate::hub::Kept`]), so that the
+//! release, the ledger is refused. Those before are in the base as far as the journal still had them ([`crate::hub::JournalUntil`]), so that the
 //! next daemon's journal has what this one's would: each container's share, whatever others have done.
 //!
-//! What a segment has no room for is not in it: the next one's state has what followed, and the replay goes on from that.
+//! A replay begins with the last base. What a segment has no room for is not in it: the next one begins with a state that has what
+//! followed, and the replay goes on from that.
 //!
-//! An entry counts once the number of bytes at the beginning of its segment includes it: at whatever instant the process ends,
-//! an entry is there whole or not at all. That needs no fsync(2): the files outlive the process, not the machine's boot.
+//! An entry counts once the number of bytes at the beginning of its segment includes it, and a file once it has its name: at whatever
+//! instant the process ends, it is there whole or not at all. That needs no fsync(2): the files outlive the process, not the machine's
+//! boot.
 //!
-//! What is left of a ledger that is removed, or cannot be, is never gone on with as if it were all: the oldest segment goes first, a
-//! ledger that is given up says so.
+//! What is left of a ledger that is removed, or cannot be, is never gone on with as if it were all: the oldest segment goes first, so that
+//! what is left has no base; a ledger that is given up says so.
 //!
-//! Bounded: before there is no room for a base beside the segments, one is begun in place of the next segment, and they are removed. Its
-//! number leaves one out, so that those before are of no account if the process ends meanwhile.
+//! Bounded: a base is begun before there is no room for it beside the segments. If the next segment is full before the base is written,
+//! the engine waits for it.
 //!
 //! Owns the files: begins, fills, bounds and removes them. Never decides what follows from an observation.
 
+mod base;
 mod format;
 mod memory;
 mod refusal;
@@ -50,10 +56,11 @@ use serde::Serialize;
 
 use super::DRAIN_BUDGET;
 use crate::clock::{self, Clock};
-use crate::hub::{Kept, Writer};
+use crate::hub::Writer;
 use crate::private;
 use crate::probe::mapped::MappedFile;
 use crate::reported::LimitReport;
+use base::{Base, Making};
 use format::{COMMITTED, ENTRIES, ENTRY_HEAD, Head, MAGIC, Published, Tag, append};
 use segment::{SEGMENT_MAX, file_name, numbers};
 
@@ -64,12 +71,10 @@ pub(crate) use memory::Memory;
 pub(crate) use refusal::Refusal;
 pub(crate) use replay::History;
 
-/// A segment has at least so many bytes.
-const SEGMENT: usize = 8 << 20;
+/// A segment has so many bytes for entries, unless one alone needs more. Their memory is allocated when it begins, in about a millisecond.
+const SEGMENT: usize = 4 << 20;
 /// A base may have at least so many bytes of the journal.
-const JOURNAL_MIN: usize = SEGMENT / 4;
-/// How far the number of a base is from the one before.
-const BASE_STEP: u64 = 2;
+const JOURNAL_MIN: usize = SEGMENT / 2;
 /// Room that is there when the rings are drained.
 const DRAIN_ROOM: usize = 1 << 20;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -90,7 +95,7 @@ const _: () = {
 pub(crate) struct Place {
     /// A directory of the daemon's own, in memory (`/run`).
     pub(crate) directory: PathBuf,
-    /// Bytes of all segments together, and one more may be begun; a base alone may have more.
+    /// Bytes of all files together, and two segments more may be begun; a base alone may have more.
     pub(crate) bytes: usize,
     /// How much the node remembers.
     pub(crate) bounds: Bounds,
@@ -104,11 +109,24 @@ pub(crate) struct Ledger {
     used: usize,
     number: u64,
     boot: String,
-    /// The bytes of the journal in that file.
-    kept: usize,
-    /// The numbers of the segments before, and their bytes.
+    /// The numbers of the files before, and their bytes.
     earlier: Vec<u64>,
     earlier_bytes: usize,
+    /// The bytes of the last base's state.
+    state: usize,
+    /// The bytes of the segments since then, but for the last one.
+    since: usize,
+    /// The base that is being written.
+    making: Option<Making>,
+    /// Room that an entry would have needed.
+    wanted: usize,
+}
+
+/// A file that does not have its name yet.
+struct Draft {
+    path: PathBuf,
+    file: MappedFile,
+    used: usize,
 }
 
 impl Place {
@@ -124,14 +142,31 @@ impl Place {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, foreign));
         }
         let earlier = numbers(&self.directory)?;
-        let number = earlier.last().map_or(Some(1), |last| last.checked_add(BASE_STEP));
+        let number = earlier.last().map_or(Some(1), |last| last.checked_add(1));
         let number = number.ok_or(io::ErrorKind::FileTooLarge)?;
+        // What an earlier daemon was about to write.
+        is_removed(fs::remove_file(self.directory.join(Draft::SEGMENT)))?;
         let boot = fs::read_to_string(BOOT_ID)?;
-        let rows = journal.kept(self.journal_bytes(), ENTRY_HEAD);
-        let kept = rows.bytes();
-        let (file, used) = make(&self, number, &boot, position, memory, Before::Whole, Some(rows))?;
-        let mut ledger = Ledger { place: self, file, used, number, boot, kept, earlier, earlier_bytes: 0 };
-        match ledger.forget_earlier() {
+        let head = head(&self, &boot, position, memory, Before::Whole);
+        let base = Base::new(self.clone(), number, head, memory.to_owned(), journal.until_now(), earlier);
+        let (draft, state) = base.write(SEGMENT)?;
+        let used = draft.used;
+        let file = draft.name(&self, number)?;
+        let (earlier, making) = (Vec::new(), None);
+        let ledger = Ledger {
+            place: self,
+            file,
+            used,
+            number,
+            boot,
+            earlier,
+            earlier_bytes: 0,
+            state,
+            since: 0,
+            making,
+            wanted: 0,
+        };
+        match base.remove_earlier() {
             Ok(()) => Ok(ledger),
             Err(error) => {
                 ledger.give_up();
@@ -176,7 +211,7 @@ impl Ledger {
     /// Ends it: what it has must not be gone on with, not even if it cannot be removed.
     pub(super) fn give_up(mut self) -> Place {
         self.file.publish(COMMITTED, 0);
-        self.place
+        self.place.clone()
     }
 
     /// Whether a new segment is due before the rings are drained.
@@ -184,7 +219,7 @@ impl Ledger {
         self.file.size() - self.used < DRAIN_ROOM
     }
 
-    /// Begins the next segment: a base, if there would be no room for one later.
+    /// Begins the next segment; and a base, if there would be no room for one later.
     pub(super) fn turn(
         &mut self,
         position: Position,
@@ -192,24 +227,62 @@ impl Ledger {
         before: Before,
         journal: &Writer,
     ) -> io::Result<()> {
-        let max = self.place.journal_bytes();
-        let base = self.file.size() - self.kept + journal.kept_bytes().min(max);
-        let is_base = self.earlier_bytes + self.file.size() + base > self.place.bytes;
-        let rows = is_base.then(|| journal.kept(max, ENTRY_HEAD));
-        let kept = rows.as_ref().map_or(0, Kept::bytes);
-        let next = self.number + if is_base { BASE_STEP } else { 1 };
-        let (file, used) = make(&self.place, next, &self.boot, position, memory, before, rows)?;
-        self.earlier.push(self.number);
-        self.earlier_bytes += self.file.size();
-        (self.file, self.used, self.number, self.kept) = (file, used, next, kept);
-        if is_base { self.forget_earlier() } else { Ok(()) }
+        self.settle()?;
+        let head = head(&self.place, &self.boot, position, memory, before);
+        self.begin_segment(&head, (before == Before::Broken).then_some(memory))?;
+        if self.is_base_due(journal) {
+            self.making = Some(self.base(head, memory, journal).start()?);
+        }
+        Ok(())
     }
 
-    fn forget_earlier(&mut self) -> io::Result<()> {
-        self.earlier_bytes = 0;
-        self.earlier
-            .drain(..)
-            .try_for_each(|number| is_removed(fs::remove_file(self.place.segment(number))).map(drop))
+    /// Takes note of a base that has been written meanwhile, and of why it has not.
+    pub(super) fn look_after_base(&mut self) -> io::Result<()> {
+        match &self.making {
+            Some(making) if making.is_over() => self.settle(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for the base that is being written, if one is.
+    fn settle(&mut self) -> io::Result<()> {
+        let Some(making) = self.making.take() else { return Ok(()) };
+        let (number, base) = making.wait()?;
+        (self.earlier, self.earlier_bytes) = (vec![number], base.bytes);
+        (self.state, self.since) = (base.state, 0);
+        Ok(())
+    }
+
+    /// With a state, if the entries before do not lead to it.
+    fn begin_segment(&mut self, head: &Head, state: Option<&MemoryOf<'_>>) -> io::Result<()> {
+        let (head, state) = (serde_json::to_vec(head)?, state.map(serde_json::to_vec).transpose()?);
+        let room = SEGMENT.max(std::mem::take(&mut self.wanted) + DRAIN_ROOM);
+        let bytes = room + head.len() + state.as_ref().map_or(0, Vec::len);
+        let mut draft = Draft::begin(&self.place, Draft::SEGMENT, bytes)?;
+        draft.put(Tag::Head, &head)?;
+        state.into_iter().try_for_each(|state| draft.put(Tag::State, &state))?;
+        let (used, next) = (draft.used, self.number + 1);
+        let file = draft.name(&self.place, next)?;
+        self.earlier.push(self.number);
+        self.earlier_bytes += self.file.size();
+        self.since += self.file.size();
+        (self.file, self.used, self.number) = (file, used, next);
+        Ok(())
+    }
+
+    /// Whether there would be no room for a base at the next turn. Between two, at least two fifths of a base are written: what there is is
+    /// not mostly written again.
+    fn is_base_due(&self, journal: &Writer) -> bool {
+        let base = self.state + journal.kept_bytes().min(self.place.journal_bytes());
+        let is_full = self.earlier_bytes + self.file.size() + base > self.place.bytes;
+        is_full && 5 * self.since >= 2 * base
+    }
+
+    /// The base of the state with which the last segment begins.
+    fn base(&mut self, head: Head, memory: &MemoryOf<'_>, journal: &Writer) -> Base {
+        let mut earlier = self.earlier.clone();
+        let number = earlier.pop().expect("the segment that has just ended");
+        Base::new(self.place.clone(), number, head, memory.to_owned(), journal.until_now(), earlier)
     }
 
     /// A record, before it is consumed.
@@ -253,7 +326,7 @@ impl Ledger {
         serde_json::to_vec(value).is_ok_and(|bytes| self.append(tag, &bytes))
     }
 
-    /// Whether there was room for it.
+    /// Whether there was room for it. If not, the next segment has.
     fn append(&mut self, tag: Tag, payload: &[u8]) -> bool {
         match append(&mut self.file, self.used, tag, payload) {
             Some(used) => {
@@ -261,26 +334,62 @@ impl Ledger {
                 self.file.publish(COMMITTED, used as u64);
                 true
             }
-            None => false,
+            None => {
+                self.wanted = ENTRY_HEAD + payload.len();
+                false
+            }
         }
     }
 }
 
-/// Writes a segment's head and state; it gets its name when both are there.
-fn make(
-    place: &Place,
-    number: u64,
-    boot: &str,
-    position: Position,
-    memory: &MemoryOf<'_>,
-    before: Before,
-    journal: Option<Kept<'_>>,
-) -> io::Result<(MappedFile, usize)> {
-    let head = Head {
+impl Drop for Ledger {
+    /// What a thread writes must not come after what its owner does with the files.
+    fn drop(&mut self) {
+        if let Err(error) = self.settle() {
+            tracing::debug!(%error, "the last base of the ledger was not written");
+        }
+    }
+}
+
+impl Draft {
+    /// The names until then: of a segment, which the engine writes, and of a base.
+    const SEGMENT: &str = "new";
+    const BASE: &str = "base";
+
+    fn begin(place: &Place, name: &str, bytes: usize) -> io::Result<Self> {
+        if bytes > SEGMENT_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let path = place.directory.join(name);
+        is_removed(fs::remove_file(&path))?;
+        // Before the first entry, and before that of each.
+        let bytes = NonZeroUsize::new(ENTRIES + 2 * ENTRY_HEAD + bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        let mut file = MappedFile::create(&path, bytes)?;
+        file.write(0, &MAGIC);
+        Ok(Self { path, file, used: ENTRIES })
+    }
+
+    fn put(&mut self, tag: Tag, payload: &[u8]) -> io::Result<()> {
+        let used = append(&mut self.file, self.used, tag, payload);
+        self.used = used.ok_or(io::ErrorKind::FileTooLarge)?;
+        Ok(())
+    }
+
+    /// All that has been put there counts; it has the place of the file with that number.
+    fn name(mut self, place: &Place, number: u64) -> io::Result<MappedFile> {
+        self.file.publish(COMMITTED, self.used as u64);
+        fs::rename(self.path, place.segment(number))?;
+        Ok(self.file)
+    }
+}
+
+/// What a segment or a base says of itself.
+fn head(place: &Place, boot: &str, position: Position, memory: &MemoryOf<'_>, before: Before) -> Head {
+    Head {
         boot: boot.to_owned(),
         bounds: place.bounds.clone(),
         position,
-        journal_after: journal.as_ref().map(Kept::after),
+        journal_after: None,
         made: Clock::read().now(),
         clock: clock::History::get(),
         last_record: memory.last_record.map(<[u8]>::to_owned),
@@ -290,34 +399,7 @@ fn make(
         sets: memory.sets.clone(),
         looked: memory.looked,
         before,
-    };
-    let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
-    // As much again as the state has, so that states are the smaller part of what is written.
-    let bytes = SEGMENT.max(2 * (head.len() + state.len()) + 2 * DRAIN_ROOM);
-    let bytes = bytes + journal.as_ref().map_or(0, Kept::bytes);
-    if bytes > SEGMENT_MAX {
-        return Err(io::ErrorKind::FileTooLarge.into());
     }
-    let (path, named) = (place.directory.join("new"), place.segment(number));
-    is_removed(fs::remove_file(&path))?;
-    let mut file = MappedFile::create(&path, NonZeroUsize::new(bytes).ok_or(io::ErrorKind::InvalidInput)?)?;
-    file.write(0, &MAGIC);
-    let used = append(&mut file, ENTRIES, Tag::Head, &head);
-    let used = used.and_then(|used| append(&mut file, used, Tag::State, &state));
-    let mut used = used.ok_or(io::ErrorKind::FileTooLarge)?;
-    let mut put = |row: &[u8]| match append(&mut file, used, Tag::Journal, row) {
-        Some(after) => {
-            used = after;
-            true
-        }
-        None => false,
-    };
-    if !journal.is_none_or(|journal| journal.write(&mut put)) {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    file.publish(COMMITTED, used as u64);
-    fs::rename(path, named)?;
-    Ok((file, used))
 }
 
 /// Whether there was something to be removed.

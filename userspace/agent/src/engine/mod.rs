@@ -35,12 +35,12 @@ mod scans;
 mod seam;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 pub use handle::{Handle, Report, Snapshot, Stopped};
 pub use judge_queue::JudgeQueue;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,6 +77,7 @@ pub(crate) use outside::Outside;
 pub(crate) use parts::Parts;
 pub(crate) use resume::Resumes;
 pub(crate) use scans::Scans;
+pub(crate) use unread::UnreadPins;
 
 /// Records read from the rings before others get their turn: about a millisecond's work.
 const DRAIN_BUDGET: usize = 1024;
@@ -129,7 +130,7 @@ pub(crate) struct Engine<P: Probe> {
     suppressed: SuppressedWrites,
     outside: Outside,
     /// Where programs are pinned that no daemon reads.
-    unread_pins: Vec<PathBuf>,
+    unread_pins: UnreadPins,
     /// What could not be done at the last look.
     problems: Vec<Problem>,
     /// Why the last scan failed.
@@ -349,7 +350,7 @@ impl<P: Probe> Engine<P> {
 
     /// The judgement, if it is evidence.
     fn observe(&mut self, observation: Observation) -> Option<Judged> {
-        let is_kept = self.keep(|ledger| ledger.observation(&observation));
+        let is_kept = self.keep_observation(&observation);
         let judged = self.take_in(observation);
         self.turn_unless(is_kept);
         judged

@@ -3,7 +3,7 @@
 //! Decides what of the kernel's counters is accounted for at the start. Never takes a record.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -20,7 +20,7 @@ use super::outside::Outside;
 use super::recorder::Recorder;
 use super::resume::Resumes;
 use super::scans::Scans;
-use super::{Engine, JudgeQueue, Probe, Request};
+use super::{Engine, JudgeQueue, Probe, Request, UnreadPins};
 use crate::cgroupfs::{LimitReader, WatchState};
 use crate::clock::Clock;
 use crate::cri::Resolver;
@@ -42,7 +42,7 @@ pub(crate) struct Parts<P> {
     /// Who looks for containers outside of all roots.
     pub(crate) outside: Outside,
     /// Where programs are pinned that no daemon reads.
-    pub(crate) unread_pins: Vec<PathBuf>,
+    pub(crate) unread_pins: UnreadPins,
     /// Where events go.
     pub(crate) writer: Writer,
     /// Resolves names.

@@ -7,7 +7,6 @@ use kwitness_core::model::Problem;
 
 use super::{Engine, Probe};
 use crate::cgroupfs::WatchState;
-use crate::probe::pins::is_unread;
 use crate::wire::problem;
 
 impl<P: Probe> Engine<P> {
@@ -16,19 +15,14 @@ impl<P: Probe> Engine<P> {
         let unnamed = self.resolver.has_turned_away().then_some(Problem::TooManyUnnamed);
         // Those of the whole node first.
         let unread = self.watch.as_ref().and_then(WatchState::problem);
-        let of_pins = self
-            .unread_pins
-            .iter()
-            .map(|directory| Problem::UnreadPrograms { directory: directory.to_string_lossy().into() });
-        let of_node = self.outside.problems().chain(of_pins).chain(unread).chain(unnamed);
+        let of_node = self.outside.problems().chain(self.unread_pins.problems()).chain(unread).chain(unnamed);
         Problem::bounded(of_node.chain(self.node.problems()))
     }
 
     /// Logs what cannot be done and could be at the last look, and what can be done again.
     pub(super) fn look_for_problems(&mut self) {
         let Self { outside, resolver, node, unread_pins, .. } = self;
-        // Reads a BPF file system, which is in memory.
-        unread_pins.retain(|directory| is_unread(directory));
+        unread_pins.look();
         outside.look(&resolver.running(), |container| node.knows(container));
         let problems = self.problems();
         let is_news = |problem: &&Problem| !self.problems.iter().any(|known| known.is_same_as(problem));

@@ -109,7 +109,7 @@ fn parts<P: Probe>(
         place,
         scans: Scans::by(scan),
         outside: Outside::by(|_| Ok(BTreeMap::new())),
-        unread_pins: Vec::new(),
+        unread_pins: UnreadPins::by(Vec::new, |_| true),
         writer,
         resolver: cri::start(RuntimeChoice::Never, answer.clone()).0,
         reader: LimitReader::start(CgroupFs::at(tree.path()), 1000, answer).unwrap(),

@@ -21,12 +21,12 @@ use kwitness_core::model::{CgroupId, KernelTime, PodNames, Subject};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
+use super::Writer;
 use super::entry::{Entry, NonContainerScope};
 use super::names::Gone;
 use super::subject::EncodedSubject;
-use super::watcher::BATCH;
+use super::until::{JournalUntil, Pieces};
 use super::window::Item as _;
-use super::{Hub, Writer};
 
 /// What a row begins with.
 const SCOPE: u8 = 0;
@@ -46,17 +46,17 @@ enum ScopeHead {
 
 /// What of the journal is written.
 #[derive(Debug)]
-pub(crate) struct Kept<'a> {
-    hub: &'a Hub,
+pub(crate) struct Kept {
+    pieces: Pieces,
     /// Of containers that have more than fits, how many bytes of events they give up. No container: what is of none.
     excess: HashMap<Option<CgroupId>, usize>,
     bytes: usize,
 }
 
 impl Writer {
-    /// The journal for the next daemon: as much of it as fits into so many bytes, with so many more for each row.
-    pub(crate) fn kept(&self, max: usize, row: usize) -> Kept<'_> {
-        Kept::of(self.hub(), max, row)
+    /// The journal as it is now, to be read later, by another thread too.
+    pub(crate) fn until_now(&self) -> JournalUntil {
+        JournalUntil::new(self.hub().clone())
     }
 
     /// Puts back what an earlier daemon's journal held after this one's place.
@@ -65,29 +65,35 @@ impl Writer {
     }
 }
 
-impl<'a> Kept<'a> {
-    fn of(hub: &'a Hub, max: usize, row: usize) -> Self {
+impl JournalUntil {
+    /// The journal for the next daemon: as much of it as fits into so many bytes, with so many more for each row.
+    pub(crate) fn kept(&self, max: usize, row: usize) -> Kept {
+        Kept::of(self.pieces(), max, row)
+    }
+}
+
+impl Kept {
+    fn of(pieces: Pieces, max: usize, row: usize) -> Self {
         let (mut sizes, mut seen, mut other) = (HashMap::<_, usize>::new(), HashSet::new(), 0);
         let mut rows = Rows::default();
-        each_piece(hub, |piece| {
+        for piece in &pieces.pieces {
             match piece {
                 Piece::Item(_, entry) => {
                     let size = sizes.entry(entry.owner()).or_default();
                     let is_new = entry.subject.as_ref().is_some_and(|of| seen.insert(Arc::as_ptr(of)));
                     if is_new || entry.non_container.is_some() {
-                        *size += row + rows.scope(&entry).len();
+                        *size += row + rows.scope(entry).len();
                     }
-                    *size += row + event_bytes(&entry);
+                    *size += row + event_bytes(entry);
                 }
-                Piece::GivenUp(given_up) => other += row + rows.given_up(&given_up).len(),
+                Piece::GivenUp(given_up) => other += row + rows.given_up(given_up).len(),
             }
-            true
-        });
+        }
         let all = sizes.values().sum::<usize>() + other;
         let share = share(sizes.values().copied().collect(), max.saturating_sub(other));
         sizes.retain(|_, size| *size > share);
         sizes.values_mut().for_each(|size| *size -= share);
-        let mut kept = Self { hub, excess: sizes, bytes: all };
+        let mut kept = Self { pieces, excess: sizes, bytes: all };
         if !kept.excess.is_empty() {
             let mut bytes = 0;
             kept.write(|kept| {
@@ -101,7 +107,7 @@ impl<'a> Kept<'a> {
 
     /// The number before the first one of the rows.
     pub(crate) fn after(&self) -> u64 {
-        self.hub.window.look(|journal, _| journal.start().seq())
+        self.pieces.after
     }
 
     /// How many bytes the rows have.
@@ -115,8 +121,8 @@ impl<'a> Kept<'a> {
         let (mut scopes, mut count) = (HashMap::new(), 0_u32);
         // What is given up here, as long as nothing else comes between: one row.
         let mut run = None::<GivenUp<CgroupId>>;
-        let had_room = each_piece(self.hub, |piece| {
-            if let Piece::Item(seq, entry) = &piece
+        let had_room = self.pieces.pieces.iter().all(|piece| {
+            if let Piece::Item(seq, entry) = piece
                 && let Some(left) = excess.get_mut(&entry.owner()).filter(|left| **left > 0)
             {
                 let in_its_place = match &mut run {
@@ -137,14 +143,14 @@ impl<'a> Kept<'a> {
             }
             let entry = match piece {
                 Piece::Item(_, entry) => entry,
-                Piece::GivenUp(given_up) => return put(rows.given_up(&given_up)),
+                Piece::GivenUp(given_up) => return put(rows.given_up(given_up)),
             };
             let known = entry.subject.as_ref().and_then(|of| scopes.get(&Arc::as_ptr(of)).copied());
             let scope = match known {
                 Some(scope) => scope,
                 None if entry.subject.is_none() && entry.non_container.is_none() => NO_SCOPE,
                 None => {
-                    if !put(rows.scope(&entry)) {
+                    if !put(rows.scope(entry)) {
                         return false;
                     }
                     if let Some(of) = &entry.subject {
@@ -154,7 +160,7 @@ impl<'a> Kept<'a> {
                     count - 1
                 }
             };
-            put(rows.event(&entry, scope))
+            put(rows.event(entry, scope))
         });
         had_room && run.is_none_or(|run| put(rows.given_up(&run)))
     }
@@ -181,19 +187,6 @@ fn share(mut sizes: Vec<usize>, max: usize) -> usize {
         (left, count) = (left - size, count - 1);
     }
     usize::MAX
-}
-
-/// All of the journal, as long as `each` wants it; whether it wanted all.
-fn each_piece(hub: &Hub, mut each: impl FnMut(Piece<Entry, CgroupId>) -> bool) -> bool {
-    let (mut cursor, end) = hub.window.look(|journal, _| (journal.start(), journal.end()));
-    while cursor < end {
-        let read = hub.window.read(cursor, BATCH, |entry, _| entry);
-        cursor = read.next;
-        if !read.pieces.into_iter().all(&mut each) {
-            return false;
-        }
-    }
-    true
 }
 
 /// What the row of an event has: its kind, two times, the place of its scope, and the event.
@@ -348,7 +341,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::testing::*;
-    use super::super::{Capacity, Filter, Start};
+    use super::super::{Capacity, Filter, Hub, Start};
     use super::*;
 
     fn position(seq: u64) -> Position {
@@ -356,7 +349,7 @@ mod tests {
     }
 
     fn rows(writer: &Writer, max: usize) -> (u64, Vec<Vec<u8>>) {
-        let kept = writer.kept(max, 5);
+        let kept = writer.until_now().kept(max, 5);
         let mut rows = Vec::new();
         assert!(kept.write(|row| {
             rows.push(row.to_vec());
@@ -414,7 +407,7 @@ mod tests {
         writer.append([created(&quiet)], clock());
         writer.append((0..3000).map(|_| stopped(&storm)), clock());
         writer.append([stopped(&quiet)], clock());
-        let whole = writer.kept(usize::MAX, 5).bytes();
+        let whole = writer.until_now().kept(usize::MAX, 5).bytes();
         let (after, rows) = rows(&writer, whole / 2);
         let (next, _) = restored(after, &rows, 4096);
         assert_eq!(next.position(), hub.position());

@@ -63,7 +63,8 @@ pub struct Watcher {
     changed: watch::Receiver<u64>,
     filter: Filter,
     cursor: Cursor,
-    /// No event before is delivered, not even late.
+    /// No event before is delivered, not even late. Of who resumes it is the first one: while a container had no name, its events were
+    /// not delivered either.
     first_seq: u64,
     /// The number of the last event to deliver; none: follow.
     last_seq: Option<u64>,
@@ -161,7 +162,9 @@ impl Hub {
         })?;
         let opening = gap.map(|gap| self.own_event(cursor.seq(), gap));
         let last_seq = (!follow).then_some(present);
-        Ok(Watcher { last_seq, ..self.watcher(changed, cursor, present, filter, opening) })
+        let watcher = self.watcher(changed, cursor, present, filter, opening);
+        let first_seq = if matches!(start, Start::After(_)) { 1 } else { watcher.first_seq };
+        Ok(Watcher { first_seq, last_seq, ..watcher })
     }
 
     fn watcher(

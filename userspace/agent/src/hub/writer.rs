@@ -53,7 +53,7 @@ impl Writer {
         }
     }
 
-    /// About what [`Self::kept`] needs for all of it: the names of pods whose events are of no container come on top.
+    /// About what [`JournalUntil::kept`](super::JournalUntil::kept) needs for all of it: the names of pods whose events are of no container come on top.
     pub(crate) fn kept_bytes(&self) -> usize {
         self.hub.window.usage().bytes
     }
@@ -76,7 +76,7 @@ impl Writer {
         }
     }
 
-    pub(super) fn hub(&self) -> &Hub {
+    pub(super) fn hub(&self) -> &Arc<Hub> {
         &self.hub
     }
 

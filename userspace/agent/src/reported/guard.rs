@@ -91,6 +91,10 @@ impl From<GuardLimits> for Known {
 }
 
 impl GuardLimits {
+    pub(super) fn copied(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.lock().clone())))
+    }
+
     /// It is about to set that.
     pub(super) fn announced(&self, container: ContainerId, at: KernelTime, bytes: u64) {
         self.lock().entry(container, at).sets = Some((at, bytes));

@@ -66,6 +66,11 @@ impl Reported {
         Self { requests: Requests::begin(now), guard: GuardLimits::default() }
     }
 
+    /// What it is now, of which no clone sees what comes later.
+    pub(crate) fn copied(&self) -> Self {
+        Self { requests: self.requests.copied(), guard: self.guard.copied() }
+    }
+
     /// The requests to the container runtime.
     pub fn requests(&self) -> &Requests {
         &self.requests

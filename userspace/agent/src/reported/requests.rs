@@ -25,7 +25,7 @@ const UNBORN: u64 = 600_000_000_000;
 #[serde(from = "Written", into = "Written")]
 pub struct Requests(Arc<Mutex<Known>>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Known {
     of: BTreeMap<Arc<str>, Requested>,
     /// The same ones: whether born, when requested last, the id. The first is the next to be forgotten.
@@ -84,6 +84,10 @@ impl Requests {
         let requests = Self::default();
         requests.unobserved_from(KernelTime(0), now);
         requests
+    }
+
+    pub(super) fn copied(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.lock().clone())))
     }
 
     /// Looks at what a client reports: a request that is as it should be, to be taken in.

@@ -20,7 +20,7 @@ use super::container::Container;
 use super::processes::Budget;
 use crate::shares::Shares;
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Cgroup {
     /// A scan that began later must have met it.
     made: KernelTime,
@@ -45,7 +45,7 @@ enum Presence {
     Removed,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum What {
     Container(Box<Container>),
     /// In that container.
@@ -98,7 +98,7 @@ fn outside(path: &str) -> (LevelRole, Option<PodRef>) {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Cgroups {
     #[serde(with = "crate::pairs")]
     all: FxHashMap<CgroupId, Cgroup>,

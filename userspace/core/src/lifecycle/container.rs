@@ -36,7 +36,7 @@ use super::helper;
 use super::processes::{Budget, Executed, Known, Processes};
 
 /// A container whose cgroup exists, or did until a while ago.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Container {
     pub(super) subject: Arc<Subject>,
     created_at: Option<KernelTime>,
@@ -62,7 +62,7 @@ pub(super) struct Container {
     exits: u64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 enum Phase {
     /// No process yet.
     Empty(Start),
@@ -88,7 +88,7 @@ pub(super) enum Start {
 }
 
 /// From a start on.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Life {
     started_at: Option<KernelTime>,
     main: Option<Main>,

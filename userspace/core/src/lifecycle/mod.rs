@@ -71,7 +71,7 @@ use scan::Repair;
 type Lost = BTreeMap<String, u64>;
 
 /// The machine: all containers of the node.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Lifecycle {
     bounds: Bounds,
     counters: LifecycleCounters,

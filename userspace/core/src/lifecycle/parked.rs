@@ -13,7 +13,7 @@ use crate::shares::Shares;
 const REFUSED_OF: usize = 64;
 
 /// The records. One cgroup has no more than its share of the bound.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Parked {
     capacity: usize,
     events: Vec<KernelEvent>,

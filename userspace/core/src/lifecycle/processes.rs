@@ -10,7 +10,7 @@ use crate::model::{KernelTime, ProcKey, Role};
 use crate::shares::may_take;
 
 /// How many processes may still be remembered.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Budget {
     left: usize,
     /// How often there was no place.
@@ -47,7 +47,7 @@ pub(super) enum Executed {
 }
 
 /// The processes of one container.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Processes {
     #[serde(with = "crate::pairs")]
     known: FxHashMap<ProcKey, Known>,

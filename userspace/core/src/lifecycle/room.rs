@@ -18,7 +18,7 @@ const LOOK: u64 = 10_000_000_000;
 const LOOK_FOR_SHARES: u64 = 60_000_000_000;
 
 /// Whether there is room for what is not followed.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Room {
     /// Something does not fit, whoever's it is.
     full: bool,

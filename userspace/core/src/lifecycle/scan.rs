@@ -31,7 +31,7 @@ use super::processes::{Executed, Known};
 use super::{Lifecycle, StartUp, shows_living_cgroup};
 
 /// A requested repair.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Repair {
     /// A scan settles it if it did not begin before.
     since: KernelTime,

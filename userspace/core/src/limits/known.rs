@@ -13,7 +13,7 @@ use crate::model::{Attempt, KernelTime, LimitFile, LimitWrite, Reading, SeenWrit
 use super::initial;
 
 /// The limit files of one cgroup.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Cgroup {
     /// As the last answer had it.
     pub(super) path: Option<Arc<str>>,
@@ -42,7 +42,7 @@ pub(super) enum Others {
 }
 
 /// One limit file.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Known {
     pub(super) reading: Option<Reading>,
     /// None: it was not written to.
@@ -50,7 +50,7 @@ pub(super) struct Known {
 }
 
 /// The writes to one limit file.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Writes {
     /// Returned or given up, and not read back yet; the oldest first.
     pub(super) pending: Vec<Pending>,
@@ -65,7 +65,7 @@ pub(super) struct Writes {
 }
 
 /// A write that is to be read back.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pending {
     pub(super) at: KernelTime,
     pub(super) write: SeenWrite,

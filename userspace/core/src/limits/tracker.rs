@@ -21,7 +21,7 @@ use super::known::{Cgroup, Others, Pending, Writes};
 use crate::overflow::Overflow;
 
 /// All limit files of all cgroups that are followed.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LimitTracker {
     /// How many are followed at most.
     capacity: usize,

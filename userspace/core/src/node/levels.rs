@@ -14,7 +14,7 @@ const CHANGED_MAX: usize = 4096;
 pub struct LevelsRevision(u64);
 
 /// What has changed since the last time.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct LevelChanges {
     revision: LevelsRevision,
     /// The revision that was handed out last.

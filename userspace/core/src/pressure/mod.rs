@@ -43,7 +43,7 @@ pub struct PressureCounters {
 }
 
 /// All levels that are, or lately were, above a threshold.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PressureTracker {
     thresholds: Arc<Thresholds>,
     /// Sorted, so that two nodes with the same history report in the same order.
@@ -53,7 +53,7 @@ pub struct PressureTracker {
 }
 
 /// A level's state; thresholds are counted from the lowest.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Level {
     last: MemorySample,
     #[serde(default)]

@@ -27,7 +27,7 @@ const WINDOW: u64 = 1_000_000_000;
 const KEPT: usize = 64;
 
 /// A level's usage during the last second.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct FillRate {
     samples: VecDeque<(KernelTime, u64)>,
 }

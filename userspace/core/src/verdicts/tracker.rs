@@ -21,7 +21,7 @@ use super::kubernetes::{KernelSide, compare};
 use super::{Case, VerdictHistory, judge};
 
 /// What is remembered of all limits that were judged.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct VerdictTracker {
     #[serde(with = "crate::pairs")]
     history: FxHashMap<CgroupId, Vec<(Resource, VerdictHistory)>>,

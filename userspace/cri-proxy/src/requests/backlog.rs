@@ -56,8 +56,8 @@ struct Waiting {
     bytes: usize,
     /// Those before that number are on their way to the daemon.
     sent: u64,
-    /// A batch is on its way, which has what was missed until then.
-    has_sent: bool,
+    /// What was missed of the batch that is on its way, if one is.
+    sent_missed: Option<Vec<proto::CriRequestsMissed>>,
     /// By the id, which is empty where it is not known.
     missed: BTreeMap<String, proto::CriRequestsMissed>,
 }
@@ -96,15 +96,25 @@ impl Backlog {
         let mut waiting = self.lock();
         let taken: Vec<u64> = waiting.requests.range(..waiting.sent).map(|(number, _)| *number).collect();
         taken.into_iter().for_each(|number| drop(waiting.remove(number)));
-        waiting.has_sent = false;
+        waiting.sent_missed = None;
         self.emptied.notify_one();
     }
 
-    /// It has not: the batch with these is sent again.
-    pub fn not_taken(&self, missed: Vec<proto::CriRequestsMissed>) {
+    /// It has not: what it has is sent again.
+    pub fn not_taken(&self) {
         let mut waiting = self.lock();
-        (waiting.sent, waiting.has_sent) = (0, false);
-        missed.into_iter().for_each(|missed| waiting.miss(missed));
+        waiting.sent = 0;
+        waiting.sent_missed.take().into_iter().flatten().for_each(|missed| waiting.miss(missed));
+    }
+
+    /// All that waits, and what is on its way: it may be sent twice.
+    pub fn all(&self) -> proto::ReportCriRequestsRequest {
+        let waiting = self.lock();
+        let (requests, missed) = (waiting.requests.values(), waiting.missed.values());
+        proto::ReportCriRequestsRequest {
+            requests: requests.cloned().collect(),
+            missed: missed.chain(waiting.sent_missed.iter().flatten()).cloned().collect(),
+        }
     }
 
     /// Waits until the daemon has taken all of it. For one at a time.
@@ -189,12 +199,15 @@ impl Waiting {
             self.sent = last + 1;
         }
         let missed: Vec<_> = mem::take(&mut self.missed).into_values().collect();
-        self.has_sent = !(requests.is_empty() && missed.is_empty());
-        self.has_sent.then_some(proto::ReportCriRequestsRequest { requests, missed })
+        if requests.is_empty() && missed.is_empty() {
+            return None;
+        }
+        self.sent_missed = Some(missed.clone());
+        Some(proto::ReportCriRequestsRequest { requests, missed })
     }
 
     fn is_empty(&self) -> bool {
-        self.requests.is_empty() && self.missed.is_empty() && !self.has_sent
+        self.requests.is_empty() && self.missed.is_empty() && self.sent_missed.is_none()
     }
 }
 
@@ -355,8 +368,15 @@ mod tests {
         let batch = backlog.lock().batch().unwrap();
         assert_eq!((received(&batch), &batch.missed), (vec![1], &vec![missed.clone()]));
         push(2);
-        backlog.push(Report::Missed(proto::CriRequestsMissed { from: 30, to: 40, ..missed.clone() }));
-        backlog.not_taken(batch.missed);
+        let later = proto::CriRequestsMissed { from: 30, to: 40, ..missed.clone() };
+        backlog.push(Report::Missed(later.clone()));
+        let all = backlog.all();
+        assert_eq!(
+            (received(&all), &all.missed),
+            (vec![1, 2], &vec![later, missed.clone()]),
+            "what is on its way, too"
+        );
+        backlog.not_taken();
         // It had been sent, so that it may be known already.
         let batch = backlog.lock().batch().unwrap();
         assert_eq!(received(&batch), [1, 2]);
@@ -380,9 +400,9 @@ mod tests {
         assert!(is_empty().await);
         backlog.push(Report::Missed(missed.clone()));
         assert!(!is_empty().await);
-        let batch = backlog.batch().await;
+        assert_eq!(backlog.batch().await.missed, [missed.clone()]);
         assert!(!is_empty().await, "on its way");
-        backlog.not_taken(batch.missed);
+        backlog.not_taken();
         assert!(!is_empty().await, "it waits again");
         backlog.push(Report::Request(update("a", 1, memory(1))));
         assert_eq!(backlog.batch().await.missed, [missed]);

@@ -6,10 +6,13 @@
 //!              └── dropped: the call is over ──report──▶ Backlog ──▶ reporter ──▶ the daemon's `ReportCriRequests`
 //! ```
 //!
+//! What waits when the proxy ends is left for the next one.
+//!
 //! What is not observed, cannot be read or cannot be kept until the daemon takes it is counted, and reported as missed. Only limits, id,
 //! times and status leave the proxy: a container's environment and commands do not. Never delays or alters a call.
 
 mod backlog;
+mod left;
 mod report;
 mod reporter;
 #[cfg(test)]
@@ -23,6 +26,7 @@ use hyper::HeaderMap;
 use hyper::body::Incoming;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tonic::body::Body;
 
 use super::counters::Counters;
@@ -30,7 +34,9 @@ use super::first::{Copied, First};
 use super::limits;
 use super::status_code;
 use backlog::Backlog;
-use kwitness_api::proto::CriMethod;
+use kwitness_api::proto::{self, CriMethod};
+pub use left::Left;
+use report::Report;
 #[cfg(test)]
 pub use report::requested;
 
@@ -38,6 +44,7 @@ pub use report::requested;
 #[derive(Clone, Debug)]
 pub struct RequestObserver {
     backlog: Arc<Backlog>,
+    left: Left,
     counters: Arc<Counters>,
 }
 
@@ -60,11 +67,25 @@ struct Call {
     answer: First,
 }
 
-/// The calls' side, and what must run for it.
-pub fn start(daemon: PathBuf, counters: Arc<Counters>) -> (RequestObserver, impl Future<Output = ()>) {
+/// Where what is reported goes.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Where what it has not taken waits for the next proxy.
+    pub left: Left,
+}
+
+/// The calls' side, and what must run for it. Begins with what an earlier proxy left.
+pub fn start(daemon: Daemon, counters: Arc<Counters>) -> (RequestObserver, impl Future<Output = ()>) {
+    let Daemon { socket, left } = daemon;
     let backlog = Arc::new(Backlog::new(Arc::clone(&counters)));
-    let reporting = reporter::run(daemon, Arc::clone(&backlog), Arc::clone(&counters));
-    (RequestObserver { backlog, counters }, reporting)
+    if let Some(proto::ReportCriRequestsRequest { requests, missed }) = left.take() {
+        let requests = requests.into_iter().map(Report::Request);
+        requests.chain(missed.into_iter().map(Report::Missed)).for_each(|report| backlog.push(report));
+    }
+    let reporting = reporter::run(socket, Arc::clone(&backlog), Arc::clone(&counters));
+    (RequestObserver { backlog, left, counters }, reporting)
 }
 
 impl RequestObserver {
@@ -76,9 +97,21 @@ impl RequestObserver {
         }
     }
 
-    /// Waits until the daemon has taken all that is to be reported.
-    pub async fn emptied(&self) {
-        self.backlog.emptied().await;
+    /// Gives the daemon some time to take what is to be reported, and leaves the rest for the next proxy.
+    pub async fn end(&self) {
+        if timeout(limits::LAST_REPORTS, self.backlog.emptied()).await.is_ok() {
+            return;
+        }
+        match self.left.put(&self.backlog.all()) {
+            Ok(()) => {
+                tracing::info!(
+                    "the daemon has not taken the last reports of requested limits: the next proxy sends them"
+                );
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the daemon has not taken the last reports of requested limits: they are lost");
+            }
+        }
     }
 }
 

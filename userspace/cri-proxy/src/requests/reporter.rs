@@ -30,7 +30,7 @@ pub async fn run(daemon: PathBuf, backlog: Arc<Backlog>, counters: Arc<Counters>
     let mut is_away = false;
     loop {
         let message = backlog.batch().await;
-        let (count, missed) = (message.requests.len() as u64, message.missed.clone());
+        let count = message.requests.len() as u64;
         match connection.report(message).await {
             Ok(proto::ReportCriRequestsResponse { accepted, malformed }) => {
                 backlog.taken();
@@ -44,7 +44,7 @@ pub async fn run(daemon: PathBuf, backlog: Arc<Backlog>, counters: Arc<Counters>
                 }
             }
             Err(status) => {
-                backlog.not_taken(missed);
+                backlog.not_taken();
                 if !mem::replace(&mut is_away, true) {
                     tracing::warn!(
                         code = ?status.code(), reason = status.message(),

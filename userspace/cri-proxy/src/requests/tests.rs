@@ -305,6 +305,51 @@ async fn what_is_requested_while_no_daemon_runs_is_reported_in_order_and_with_it
 }
 
 #[tokio::test]
+async fn what_a_daemon_that_hangs_has_not_taken_is_reported_by_the_next_proxy() {
+    let bench = Bench::start();
+    let _runtime = runtime(&bench, || std::future::ready(()));
+    let arrived = Arc::new(Notify::new());
+    let arrives = Arc::clone(&arrived);
+    let hangs: Handler = Arc::new(move |_| {
+        arrives.notify_one();
+        Box::pin(std::future::pending())
+    });
+    let hanging = Server::start(&bench.daemon(), hangs);
+    let before = now();
+    let mut client = bench.client().await;
+    assert_eq!(client.call(UPDATE, &[], &update("first")).await.status().code(), Code::Ok);
+    arrived.notified().await;
+    // One is on its way, and others wait.
+    assert_eq!(client.call(UPDATE, &[], &update("second")).await.status().code(), Code::Ok);
+    let large = vec![0; limits::MESSAGE_KEPT + 1];
+    assert_eq!(client.call(UPDATE, &[], &large).await.status().code(), Code::Ok);
+    drop(client);
+    let after = now();
+    let bench = bench.restarted().await;
+    drop(hanging);
+    let daemon = Daemon::default();
+    let _serving = daemon.serve(&bench);
+    eventually("the reports", || daemon.requests().len() == 2).await;
+    let requests = daemon.requests();
+    let ids: Vec<_> = requests.iter().map(|report| report.id.as_str()).collect();
+    assert_eq!(ids, ["first", "second"]);
+    assert!(requests.iter().all(|report| before <= report.received && report.answered <= after));
+    eventually("what was missed", || daemon.missed() == 1).await;
+    let bench = bench.restarted().await;
+    assert_eq!(reported_before_another(&bench, &daemon).await, 2, "once");
+}
+
+/// How many requests were reported, once one more has been.
+async fn reported_before_another(bench: &Bench, daemon: &Daemon) -> usize {
+    let before = daemon.requests().len();
+    let mut client = bench.client().await;
+    assert_eq!(client.call(UPDATE, &[], &update("later")).await.status().code(), Code::Ok);
+    eventually("the report", || daemon.requests().iter().any(|report| report.id == "later")).await;
+    assert_eq!(daemon.requests().len(), before + 1);
+    before
+}
+
+#[tokio::test]
 async fn a_client_with_very_many_calls_misses_its_own_and_no_other_clients() {
     let bench = Bench::start();
     let daemon = Daemon::default();

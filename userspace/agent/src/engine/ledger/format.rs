@@ -74,7 +74,7 @@ pub(super) struct Head {
     pub(super) bounds: Bounds,
     /// The last event that was published before.
     pub(super) position: Position,
-    /// After which event the journal begins that it has; none: it has none.
+    /// Of a base: after which event the journal begins that it has. A base of version 2 or 3 has none.
     #[serde(default)]
     pub(super) journal_after: Option<u64>,
     /// When it was made: no event before is later.
@@ -132,11 +132,16 @@ pub(super) fn append(file: &mut MappedFile, used: usize, tag: Tag, payload: &[u8
     Some(end)
 }
 
+/// Where the entry at an offset ends, by what it says.
+pub(super) fn end_of_entry(bytes: &[u8], at: usize) -> Option<usize> {
+    let length = u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
+    (at + ENTRY_HEAD).checked_add(length)
+}
+
 /// The entry at an offset, and where the next one begins.
 pub(super) fn entry(bytes: &[u8], at: usize) -> Option<(Tag, &[u8], usize)> {
-    let length = u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
+    let end = end_of_entry(bytes, at)?;
     let number = *bytes.get(at + 4)?;
     let tag = Tag::ALL.into_iter().find(|tag| *tag as u8 == number)?;
-    let end = (at + ENTRY_HEAD).checked_add(length)?;
     Some((tag, bytes.get(at + ENTRY_HEAD..end)?, end))
 }

@@ -75,6 +75,24 @@ impl Memory {
         }
     }
 
+    /// The same, borrowed.
+    pub(super) fn borrowed(&self) -> MemoryOf<'_> {
+        MemoryOf {
+            node: &self.node,
+            reorder: &self.reorder,
+            events: &self.events,
+            seen: self.seen.clone(),
+            asked: self.asked.clone(),
+            reported: &self.reported,
+            last_record: self.last_record.as_deref(),
+            seam: self.seam.as_ref(),
+            outage: self.outage,
+            sets: self.sets.clone(),
+            looked: self.looked,
+            until: self.until,
+        }
+    }
+
     /// That record was the last to be taken from its ring.
     pub(super) fn consumed(&mut self, record: &[u8]) {
         let last = self.last_record.get_or_insert_default();
@@ -108,4 +126,24 @@ pub(in crate::engine) struct MemoryOf<'a> {
     #[serde(skip)]
     pub(in crate::engine) looked: Option<KernelTime>,
     pub(in crate::engine) until: KernelTime,
+}
+
+impl MemoryOf<'_> {
+    /// The same as it is now, to be written while the engine goes on.
+    pub(super) fn to_owned(&self) -> Memory {
+        Memory {
+            node: self.node.clone(),
+            reorder: self.reorder.clone(),
+            events: self.events.to_vec(),
+            seen: self.seen.clone(),
+            asked: self.asked.clone(),
+            reported: self.reported.copied(),
+            last_record: self.last_record.map(<[u8]>::to_owned),
+            seam: self.seam.cloned(),
+            outage: self.outage,
+            sets: self.sets.clone(),
+            looked: self.looked,
+            until: self.until,
+        }
+    }
 }

@@ -42,7 +42,15 @@ impl Place {
             }
             series.push(number);
         }
-        let Some((first, later)) = series.split_first() else { return Ok(None) };
+        // With the last base. Those before it were about to be removed. Without one, it is of an earlier version, or there is no more.
+        let mut begin = 0;
+        for (index, number) in series.iter().enumerate().rev() {
+            if Segment::is_base(self, *number, &boot)? {
+                begin = index;
+                break;
+            }
+        }
+        let Some((first, later)) = series[begin..].split_first() else { return Ok(None) };
         let first = Segment::read(self, *first, &boot)?;
         Ok(Some(History { place: self.clone(), boot, first, later: later.to_vec() }))
     }

@@ -1,4 +1,4 @@
-//! A segment as an earlier daemon left it: whose it is, how much of it counts, what it begins with.
+//! A segment or a base as an earlier daemon left it: whose it is, how much of it counts, what it begins with.
 //!
 //! Trusts no file that another user could have written, nor any number in it. Never changes one.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
-use super::format::{ENTRIES, Head, READABLE, Tag, entry};
+use super::format::{ENTRIES, ENTRY_HEAD, Head, READABLE, Tag, end_of_entry, entry};
 use super::{Memory, Place, Refusal};
 use crate::private;
 
@@ -25,12 +25,28 @@ pub(super) struct Segment {
     pub(super) next: usize,
 }
 
+/// How much of one is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Head,
+    Whole,
+}
+
 impl Segment {
     /// Reads one that was written in this boot, with these bounds.
     pub(super) fn read(place: &Place, number: u64, boot: &str) -> Result<Self, Refusal> {
+        Self::read_part(place, number, boot, Part::Whole)
+    }
+
+    /// Whether that one is a base with a journal, as far as its head says.
+    pub(super) fn is_base(place: &Place, number: u64, boot: &str) -> Result<bool, Refusal> {
+        Ok(Self::read_part(place, number, boot, Part::Head)?.head.journal_after.is_some())
+    }
+
+    fn read_part(place: &Place, number: u64, boot: &str, part: Part) -> Result<Self, Refusal> {
         let path = place.segment(number);
         check_owner(&path)?;
-        let bytes = read_committed(&path)?;
+        let bytes = read_committed(&path, part)?;
         let torn = |what: &str| Refusal::Torn { path: path.clone(), what: what.to_owned() };
         let (tag, payload, next) = entry(&bytes, ENTRIES).ok_or_else(|| torn("it has no head"))?;
         if tag != Tag::Head {
@@ -55,8 +71,8 @@ impl Segment {
     }
 }
 
-/// What counts of a segment. The rest of the file, which may be much, is not read.
-fn read_committed(path: &Path) -> Result<Vec<u8>, Refusal> {
+/// What counts of a segment, or its head. The rest of the file, which may be much, is not read.
+fn read_committed(path: &Path, part: Part) -> Result<Vec<u8>, Refusal> {
     let failed = |source| Refusal::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
@@ -75,10 +91,19 @@ fn read_committed(path: &Path) -> Result<Vec<u8>, Refusal> {
         let what = "it is shorter than it says".to_owned();
         return Err(Refusal::Torn { path: path.to_owned(), what });
     };
-    let mut bytes = vec![0; committed];
-    let (head, entries) = bytes.split_at_mut(ENTRIES);
-    head.copy_from_slice(&start);
-    file.read_exact(entries).map_err(failed)?;
+    let mut bytes = start.to_vec();
+    let mut read_on = |bytes: &mut Vec<u8>, end: usize| {
+        let read = bytes.len();
+        bytes.resize(end.clamp(read, committed), 0);
+        file.read_exact(&mut bytes[read..]).map_err(failed)
+    };
+    if part == Part::Head {
+        read_on(&mut bytes, ENTRIES + ENTRY_HEAD)?;
+        let end = end_of_entry(&bytes, ENTRIES).unwrap_or(0);
+        read_on(&mut bytes, end)?;
+    } else {
+        read_on(&mut bytes, committed)?;
+    }
     Ok(bytes)
 }
 

@@ -58,8 +58,8 @@ fn written() -> Vec<u8> {
     });
     daemon.output.actions.drain(..).for_each(|action| daemon.memory.asked.note(&action));
     publish(&mut daemon);
-    let memory = borrowed(&daemon.memory);
-    daemon.ledger.turn(daemon.writer.position(), &memory, Before::Whole, &daemon.writer).unwrap();
+    let memory = daemon.memory.borrowed();
+    daemon.ledger = place.clone().begin(daemon.writer.position(), &memory, &daemon.writer).unwrap();
 
     let ledger = &mut daemon.ledger;
     let id = ContainerId("c".into());
@@ -87,7 +87,7 @@ fn written() -> Vec<u8> {
     }
     self::observations("pressure").into_iter().for_each(|of| daemon.observe(of));
     publish(&mut daemon);
-    of_boot(&fs::read(place.segment(3)).unwrap(), "a boot")
+    of_boot(&fs::read(place.segment(2)).unwrap(), "a boot")
 }
 
 /// Its entries; the rest of the file does not count.

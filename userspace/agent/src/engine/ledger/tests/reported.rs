@@ -40,7 +40,7 @@ fn what_was_requested_and_what_the_guard_set_is_known_to_the_next_daemon() {
     assert_eq!(wanted(&replay(&place).1), both, "of the entries");
     daemon
         .ledger
-        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken, &daemon.writer)
+        .turn(daemon.writer.position(), &daemon.memory.borrowed(), Before::Broken, &daemon.writer)
         .unwrap();
     let memory = replay(&place).1;
     assert_eq!(wanted(&memory), both, "of the state");
@@ -66,7 +66,7 @@ fn what_was_requested_and_what_the_guard_set_is_known_to_the_next_daemon() {
     assert_eq!(unobserved(&replay(&place).1)[1..], [outage, missed], "of the entries");
     daemon
         .ledger
-        .turn(daemon.writer.position(), &borrowed(&daemon.memory), Before::Broken, &daemon.writer)
+        .turn(daemon.writer.position(), &daemon.memory.borrowed(), Before::Broken, &daemon.writer)
         .unwrap();
     assert_eq!(unobserved(&replay(&place).1)[1..], [outage, missed], "of the state");
 }
@@ -147,7 +147,7 @@ fn a_limit_that_was_in_force_is_so_for_the_next_daemon() {
     assert_eq!(output.events, [], "nothing has changed");
 
     // An earlier release's ledger has no requests.
-    let mut state = serde_json::to_value(borrowed(&memory)).unwrap();
+    let mut state = serde_json::to_value(memory.borrowed()).unwrap();
     state.as_object_mut().unwrap().remove("reported").unwrap();
     let mut memory: Memory = serde_json::from_value(state).unwrap();
     let without = evidence(&memory, 10);
