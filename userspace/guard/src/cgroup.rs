@@ -17,6 +17,9 @@ use crate::policy::Bytes;
 /// Where the cgroup v2 hierarchy is, on a node that has its controllers there.
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// Cgroups of a container in which processes are counted: each takes as long to list as some fifty files.
+const NESTED: usize = 32;
+
 /// The path of this process' cgroup; none: it is not in the v2 hierarchy, or cannot be looked at.
 pub(crate) fn own_path() -> Option<String> {
     path_of(&Process::myself().ok()?)
@@ -124,6 +127,25 @@ impl Cgroup {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Processes in it and below, of which there are so many threads: no more than these. Where a cgroup cannot be looked at (a threaded one
+    /// has no list), or there are more than [`NESTED`], each thread counts as a process.
+    pub fn processes(&self, threads: u64) -> u64 {
+        let mut all: Vec<_> = self.levels.first().cloned().into_iter().collect();
+        let (mut at, mut count) = (0, 0_u64);
+        while let Some(directory) = all.get(at) {
+            let below = || fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>();
+            let (Ok(list), Ok(below)) = (read(directory, "cgroup.procs"), below()) else { return threads };
+            count = count.saturating_add(list.lines().count() as u64);
+            let directories = below.into_iter().filter(|of| of.file_type().is_ok_and(|of| of.is_dir()));
+            all.extend(directories.map(|of| of.path()));
+            at += 1;
+            if all.len() > NESTED {
+                return threads;
+            }
+        }
+        count.min(threads)
     }
 
     /// `memory.current`.
@@ -278,6 +300,27 @@ mod tests {
         assert_eq!(cgroup.threads().unwrap(), 600);
         fs::remove_dir_all(root.path().join("c")).unwrap();
         assert!(is_gone(&cgroup.threads().unwrap_err()));
+    }
+
+    #[test]
+    fn processes_are_counted_in_all_cgroups_below_or_else_each_thread_is_one() {
+        let (root, id) = tree(&[("c", "60", 50, 0)]);
+        let cgroup = Cgroup::below(root.path(), "/c", id).unwrap().unwrap();
+        let place = |path: &str, pids: &str| {
+            let directory = root.path().join(path);
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join("cgroup.procs"), pids).unwrap();
+        };
+        assert_eq!(cgroup.processes(9), 9, "no list");
+        place("c", "");
+        place("c/app", "7\n");
+        place("c/app/worker", "8\n9\n");
+        assert_eq!((cgroup.processes(9), cgroup.processes(2)), (3, 2));
+        fs::remove_file(root.path().join("c/app/worker/cgroup.procs")).unwrap();
+        assert_eq!(cgroup.processes(9), 9, "a threaded one");
+        place("c/app/worker", "8\n9\n");
+        (0..NESTED).for_each(|index| place(&format!("c/{index}"), "7\n"));
+        assert_eq!(cgroup.processes(99), 99, "too many");
     }
 
     #[test]

@@ -103,6 +103,12 @@ impl Loan {
         self.pending.is_some_and(|pending| pending < held_at)
     }
 
+    /// How many raises by such a step it takes, that counted which may still come.
+    pub fn raises(&self, step: Bytes) -> u32 {
+        let lent = self.limit.max(self.asked()).0.saturating_sub(self.original.0);
+        u32::try_from(lent.div_ceil(step.0.max(1))).unwrap_or(u32::MAX)
+    }
+
     /// The change of which it is not known yet whether it comes.
     pub fn unanswered(&self) -> Option<Change> {
         self.pending.map(|to| Change { from: self.limit, to })

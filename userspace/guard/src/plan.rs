@@ -115,6 +115,9 @@ pub enum Refusal {
     /// The container runtime is away, or refused.
     #[error("the container runtime: {0}")]
     Runtime(String),
+    /// The connection to the container runtime ended before its answer.
+    #[error("the container runtime has not answered: {0}")]
+    Lost(String),
     /// The Kubernetes API is away, or refused, or would do more than raise the limit.
     #[cfg(feature = "kubernetes")]
     #[error(transparent)]
@@ -157,7 +160,7 @@ impl Refusal {
             Self::NoFreeMemory { .. } => "noFreeMemory",
             Self::Unanswered => "unanswered",
             Self::Gone => "gone",
-            Self::Runtime(_) => "runtime",
+            Self::Runtime(_) | Self::Lost(_) => "runtime",
             #[cfg(feature = "kubernetes")]
             Self::Resize(refusal) => refusal.name(),
             Self::NotInForce(_) => "notInForce",
@@ -181,7 +184,7 @@ impl Refusal {
     /// Whether the raise may come into force nevertheless, later: no answer says that it will not.
     pub fn may_come_later(&self) -> bool {
         match self {
-            Self::Unanswered => true,
+            Self::Unanswered | Self::Lost(_) => true,
             #[cfg(feature = "kubernetes")]
             Self::Resize(
                 ResizeRefusal::NoAnswer | ResizeRefusal::Unavailable(_) | ResizeRefusal::Pending(_),
@@ -190,7 +193,7 @@ impl Refusal {
         }
     }
 
-    /// Whether the Kubernetes API can say later what has become of it.
+    /// Whether it can be found out later what has become of it.
     pub fn is_open(&self) -> bool {
         self.may_come_later() && *self != Self::Unanswered
     }

@@ -424,6 +424,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn quantities_are_kubernetes_and_none_is_taken_for_another() {
+        let ceiling = |text: &str| {
+            let policy = Policy::parse(&format!("[[rule]]\nstep = \"1Mi\"\nceiling = \"{text}\"\n"))?;
+            Ok::<_, PolicyError>(policy.rules[0].ceiling.0)
+        };
+        let largest = i64::MAX.unsigned_abs();
+        for (text, bytes) in [
+            ("0.5Gi", 1 << 29),
+            ("1e9", 1_000_000_000),
+            ("2147483648500m", 2_147_483_649),
+            ("9223372036854775807", largest),
+        ] {
+            assert_eq!(ceiling(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["0", "0.5Mi", "9223372036854775808", "8Ei", "-1Gi", "1GiB", "1e", "", "max"] {
+            ceiling(text).expect_err(text);
+        }
+    }
+
+    #[test]
     fn a_star_stands_for_any_text() {
         let matches = |pattern: &str, text: &str| Pattern(pattern.to_owned()).matches(text);
         for (pattern, text) in

@@ -139,6 +139,8 @@ const SETTLED: Duration = Duration::from_secs(1);
 const THREADS_MAX: usize = 512;
 /// Threads that may be looked at before the guard does something else.
 pub const LOOKS: usize = 1024;
+/// Processes that have stopped and are looked at again, to see whether another process has continued them. More are not slowed down then.
+pub const REPEATED_LOOKS: usize = 32;
 /// Threads that are looked at after SIGCONT. It continues all of them before it returns, and another SIGSTOP stops all again.
 const THREADS_CONTINUED: usize = 16;
 
@@ -200,6 +202,14 @@ pub fn motion(
     })
 }
 
+/// Whether a process that had stopped is continued, during its hold and so by another process: as the thread shows that charged.
+///
+/// # Errors
+/// Why it cannot be looked at.
+pub fn is_continued(key: ProcessKey, hold: &Hold) -> io::Result<bool> {
+    Held::find(key)?.map_or(Ok(false), |held| held.can_charge(hold.tid))
+}
+
 /// What the state that a process is seen in after SIGCONT means for its hold; `has_arrived`: the hold's signal had, before that.
 fn after_continued(seen: State, has_arrived: bool, now: u64, hold: &Hold) -> State {
     match seen {
@@ -253,7 +263,8 @@ impl Held {
         self.process.status().is_ok_and(|status| status.shdpnd & SIGSTOP_PENDING != 0)
     }
 
-    /// Whether a SIGSTOP is pending, or a thread has stopped. One that has more threads than are looked at may have such a thread.
+    /// Whether a SIGSTOP is pending, or a thread has stopped. One that has more threads than are looked at may have such a thread. So may
+    /// one that a debugger has attached to during the hold: what it has stopped stops again by the hold's signal when it detaches.
     ///
     /// # Errors
     /// Why it cannot be looked at.
@@ -267,7 +278,7 @@ impl Held {
                 return Ok(true);
             }
             let Some(stat) = alive(task.and_then(|task| task.stat()))? else { continue };
-            if of(&stat)? == State::Stopped {
+            if matches!(stat.state().map_err(io::Error::other)?, ProcState::Stopped | ProcState::Tracing) {
                 return Ok(true);
             }
         }

@@ -113,7 +113,4 @@ mod tests {
         }
         assert_eq!(with("namespace = \"kube-system\"\n"), None);
     }
-
-    #[test]
-    fn this_process_has_a_cgroup() {}
 }

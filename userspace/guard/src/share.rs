@@ -2,17 +2,24 @@
 //!
 //! # Headroom
 //!
-//! A signal stops a thread when it returns to user space. So of all threads of the container, each may charge the page that it is at
-//! after another one has crossed the threshold. The kernel charges in batches of 64 pages (`MEMCG_CHARGE_BATCH`) of which the rest
-//! stays on the CPU for the next charges there, and charges single pages where a batch finds no room: of batches there is one for
-//! each CPU that the threads can run on. What must be left between threshold and limit is
+//! A signal stops a thread when it returns to user space, and it is sent when a process has the kernel charge pages to the cgroup.
+//! After the first process has crossed the threshold, these charge before they stop, as `mm/memcontrol.c` of Linux 6.18 has it:
+//!
+//! - **Each other process, a batch.** `try_charge_memcg` charges 64 pages at a time (`MEMCG_CHARGE_BATCH`), takes what it needs, and
+//!   leaves the rest in the CPU's stock (`refill_stock`). `consume_stock` then serves the next process there, and no program sees it:
+//!   all of its pages are used before that process charges a batch of its own, and is stopped.
+//! - **Each thread, what it is at.** The others of a process stop when the one that charged has returned to user space
+//!   (`do_signal_stop`). A page fault charges a page, and one for each level of page tables that is not there yet (`__GFP_ACCOUNT`).
+//! - **Each CPU that these run on, a batch:** the stock that no thread uses. `drain_all_stock` does not wait for other CPUs, and leaves
+//!   out isolated ones.
 //!
 //! ```text
-//! threads × 1 page + min(threads, CPUs) × 64 pages
+//! threads × 5 pages + (processes + min(threads, CPUs)) × 64 pages
 //! ```
 //!
 //! A kernel that charges each page by itself needs less. Huge pages are not counted: where one finds no room, the kernel takes small
-//! ones, and kills no process. What a long system call charges is the second brake's.
+//! ones, and kills no process (`mem_cgroup_oom`: no order above `PAGE_ALLOC_COSTLY_ORDER`). But one that finds room takes eight
+//! batches. What a long system call charges is the second brake's.
 //!
 //! # `memory.high`
 //!
@@ -23,6 +30,8 @@ use crate::policy::{Bytes, Threshold};
 
 /// `MEMCG_CHARGE_BATCH`: pages that the kernel charges at a time.
 const BATCH: u64 = 64;
+/// Pages that a page fault charges at most: one, and the tables of the four levels below the top of five (`__handle_mm_fault`).
+const FAULT: u64 = 5;
 /// The least share, in thousandths, as for a policy's threshold: from less on, a container would be held in the middle of its work.
 const LEAST: u32 = 500;
 
@@ -33,7 +42,9 @@ pub(crate) struct Sizes {
     pub limit: Option<Bytes>,
     /// `memory.high` by another process than the guard.
     pub high: Option<Bytes>,
-    /// Threads of all its processes.
+    /// Its processes.
+    pub processes: u64,
+    /// Threads of all of them.
     pub threads: u64,
     /// CPUs of the node.
     pub cpus: u64,
@@ -45,7 +56,7 @@ pub(crate) struct Sizes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoShare {
     /// So many threads may charge between the threshold and their stop.
-    #[error("its threads may charge more than half of its limit before they stop")]
+    #[error("its processes and threads may charge more than half of its limit before they stop")]
     NoHeadroom,
     /// It never gets near its limit.
     #[error("memory.high, which another process has set, slows it down from less than half of its limit on")]
@@ -64,9 +75,10 @@ impl NoShare {
 
 /// In thousandths of the limit.
 pub(crate) fn share(threshold: Threshold, sizes: Sizes) -> Result<u32, NoShare> {
-    let Sizes { limit, high, threads, cpus, page } = sizes;
+    let Sizes { limit, high, processes, threads, cpus, page } = sizes;
     let Some(limit) = limit.filter(|limit| limit.0 > 0) else { return Ok(threshold.per_mille()) };
-    let pages = threads.saturating_add(threads.min(cpus).saturating_mul(BATCH));
+    let batches = processes.saturating_add(threads.min(cpus));
+    let pages = threads.saturating_mul(FAULT).saturating_add(batches.saturating_mul(BATCH));
     let of_limit = |bytes: u64| {
         let share = u128::from(bytes) * 1000 / u128::from(limit.0);
         u32::try_from(share).unwrap_or(u32::MAX)
@@ -87,38 +99,98 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    const PAGE: u64 = 4096;
 
-    /// Of a limit of 64 MiB, on four CPUs.
-    fn with(threads: u64, high: Option<u64>) -> Result<u32, NoShare> {
-        let (limit, high) = (Some(Bytes(64 * MIB)), high.map(|mib| Bytes(mib * MIB)));
-        share(Threshold::default(), Sizes { limit, high, threads, cpus: 4, page: 4096 })
+    fn sizes(mib: u64, processes: u64, threads: u64) -> Sizes {
+        Sizes { limit: Some(Bytes(mib * MIB)), high: None, processes, threads, cpus: 4, page: PAGE }
+    }
+
+    fn of(sizes: Sizes) -> Result<u32, NoShare> {
+        share(Threshold::default(), sizes)
     }
 
     #[test]
-    fn threads_leave_room_for_what_each_may_still_charge() {
-        // A batch is a quarter of a MiB, a page a 256th.
-        assert_eq!(with(1, None), Ok(900));
-        assert_eq!(with(1000, None), Ok(900), "4.9 MiB of the 6.4 that are left");
-        assert_eq!(with(2048, None), Ok(859), "9 MiB");
-        assert_eq!(with(7936, None), Ok(500), "32 MiB");
-        assert_eq!(with(7937, None), Err(NoShare::NoHeadroom));
-        assert_eq!(with(u64::MAX, None), Err(NoShare::NoHeadroom));
-        let small = Sizes { limit: Some(Bytes(MIB)), high: None, threads: 2, cpus: 1, page: 4096 };
-        assert_eq!(share(Threshold::default(), small), Ok(742), "a batch for the one CPU");
+    fn processes_and_threads_leave_room_for_what_each_may_still_charge() {
+        // 64 MiB are 16384 pages.
+        let with = |processes, threads| of(sizes(64, processes, threads));
+        assert_eq!(with(1, 1), Ok(900));
+        assert_eq!(with(1, 260), Ok(900), "1620 pages of the 1638 that are left");
+        assert_eq!(with(1, 1000), Ok(675), "5320");
+        assert_eq!(with(20, 20), Ok(900), "1636");
+        assert_eq!(with(60, 60), Ok(731), "4396");
+        assert_eq!(with(1, 1574), Ok(500), "8190");
+        assert_eq!(with(1, 1575), Err(NoShare::NoHeadroom));
+        assert_eq!(with(u64::MAX, u64::MAX), Err(NoShare::NoHeadroom));
+        assert_eq!(of(Sizes { cpus: 1, ..sizes(2, 1, 2) }), Ok(730), "one CPU: 138 of 512");
     }
 
     #[test]
     fn what_another_process_slows_down_is_held_from_there_on() {
-        assert_eq!(with(1, Some(64)), Ok(900));
-        assert_eq!(with(1, Some(48)), Ok(750));
-        assert_eq!(with(1, Some(32)), Ok(500));
-        assert_eq!(with(1, Some(31)), Err(NoShare::Throttled));
+        let with = |high| of(Sizes { high: Some(Bytes(high * MIB)), ..sizes(64, 1, 1) });
+        assert_eq!(with(64), Ok(900));
+        assert_eq!(with(48), Ok(750));
+        assert_eq!(with(32), Ok(500));
+        assert_eq!(with(31), Err(NoShare::Throttled));
     }
 
     #[test]
     fn without_a_limit_there_is_nothing_to_leave_room_for() {
-        let none = Sizes { limit: None, high: Some(Bytes(1)), threads: 9000, cpus: 4, page: 4096 };
-        assert_eq!(share(Threshold::default(), none), Ok(900));
-        assert_eq!(share(Threshold::default(), Sizes { limit: Some(Bytes(0)), ..none }), Ok(900));
+        let none = Sizes { limit: None, high: Some(Bytes(1)), ..sizes(0, 9000, 9000) };
+        assert_eq!(of(none), Ok(900));
+        assert_eq!(of(Sizes { limit: Some(Bytes(0)), ..none }), Ok(900));
+    }
+
+    /// `try_charge_memcg` for pages that nothing can be reclaimed for.
+    struct Kernel {
+        limit: u64,
+        usage: u64,
+        stock: Vec<u64>,
+    }
+
+    impl Kernel {
+        /// Charges a page on a CPU; what the usage would have been with the batch, if a program has seen one.
+        fn charge(&mut self, cpu: usize) -> Option<u64> {
+            if self.stock[cpu] > 0 {
+                self.stock[cpu] -= 1;
+                return None;
+            }
+            let seen = self.usage + BATCH;
+            let is_batch = seen <= self.limit;
+            self.usage += if is_batch { BATCH } else { 1 };
+            self.stock[cpu] = if is_batch { BATCH - 1 } else { 0 };
+            assert!(self.usage <= self.limit, "OOM kill: {} of {} pages", self.usage, self.limit);
+            Some(seen)
+        }
+    }
+
+    /// Each process charges until it is held; then each of its threads is at a page fault. Stocks that are left over are not drained.
+    #[test]
+    fn no_process_is_killed_before_all_are_held() {
+        for (mib, processes, threads_of_each, cpus) in [
+            (64, 1, 1, 1),
+            (64, 1, 1500, 1),
+            (64, 1, 1500, 8),
+            (64, 100, 1, 1),
+            (64, 100, 1, 8),
+            (64, 40, 10, 2),
+            (2, 1, 1, 1),
+            (1024, 1500, 1, 4),
+        ] {
+            let threads = processes * threads_of_each;
+            let sizes = Sizes { cpus, ..sizes(mib, processes, threads) };
+            let Ok(share) = of(sizes) else { panic!("{sizes:?} is not held") };
+            let limit = mib * MIB / PAGE;
+            let threshold = limit * u64::from(share);
+            let usage = threshold / 1000 - 1;
+            let mut kernel = Kernel { limit, usage, stock: vec![0; usize::try_from(cpus).unwrap()] };
+            let mut cpu = (0..kernel.stock.len()).cycle();
+            for _ in 0..processes {
+                let first = cpu.next().unwrap();
+                while kernel.charge(first).is_none_or(|seen| seen * 1000 < threshold) {}
+                for _ in 0..threads_of_each * FAULT {
+                    kernel.charge(cpu.next().unwrap());
+                }
+            }
+        }
     }
 }

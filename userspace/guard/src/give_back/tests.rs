@@ -5,7 +5,7 @@ const MIB: u64 = 1 << 20;
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Of a container whose threshold is the policy's.
-const SIZES: Sizes = Sizes { limit: None, high: None, threads: 1, cpus: 1, page: 4096 };
+const SIZES: Sizes = Sizes { limit: None, high: None, processes: 1, threads: 1, cpus: 1, page: 4096 };
 
 fn mib(mib: u64) -> Bytes {
     Bytes(mib * MIB)
@@ -74,9 +74,9 @@ fn what_is_still_needed_is_given_back_step_by_step_and_never_below_usage_with_a_
 /// Or it would be held, raised and given back for ever.
 #[test]
 fn what_is_held_from_an_earlier_share_on_needs_a_higher_limit() {
-    let many = Sizes { threads: 5000, cpus: 4, ..SIZES };
+    let many = Sizes { threads: 1000, cpus: 4, ..SIZES };
     assert_eq!(lower(mib(64), mib(192), &rule(), SIZES, mib(48)), Some(mib(64)));
-    assert_eq!(lower(mib(64), mib(192), &rule(), many, mib(48)), Some(mib(128)), "held at 43.5 MiB of 64");
+    assert_eq!(lower(mib(64), mib(192), &rule(), many, mib(48)), Some(mib(128)), "held at 43.2 MiB of 64");
     let slowed = Sizes { high: Some(mib(40)), ..SIZES };
     assert_eq!(lower(mib(64), mib(192), &rule(), slowed, mib(30)), Some(mib(64)));
     assert_eq!(
@@ -85,7 +85,7 @@ fn what_is_held_from_an_earlier_share_on_needs_a_higher_limit() {
         "more lets it no further than memory.high"
     );
     assert!(
-        !is_enough(mib(64), &rule(), Sizes { threads: 9000, ..many }, mib(1)),
+        !is_enough(mib(64), &rule(), Sizes { threads: 1800, ..many }, mib(1)),
         "nothing of it is held there"
     );
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use kwitness_abi::{Armed, GUARD_ARMED_CAP, GUARD_LEVELS};
 
+use super::raises::Raises;
 use super::{Guard, Guarded};
 use crate::cgroup::Cgroup;
 use crate::daemon::{Container, Running};
@@ -164,7 +165,8 @@ impl Guard {
                 (None, lent) => {
                     let lent = lent.filter(|lent| lent.container_id == container.id);
                     let loan = lent.map(|lent| lent.loan);
-                    Guarded { loan, ..Guarded::new(container, rule) }
+                    let raises = loan.map(|loan| Raises::inherited(&loan, rule.step)).unwrap_or_default();
+                    Guarded { raises, loan, ..Guarded::new(container, rule) }
                 }
             };
             // An earlier guard may have ended before the answer came.

@@ -74,18 +74,26 @@ impl Guard {
         self.resume(&held)
     }
 
-    /// Puts the second brake on where a process that is to stay held has not stopped, and releases every other one.
+    /// Puts the second brake on where a process that is to stay held has not stopped, or runs again, and releases every other one.
     fn brake(&mut self, held: &[(ProcessKey, Hold)]) {
         let mut moving = HashSet::new();
-        let mut looks = process::LOOKS;
+        let (mut looks, mut repeated) = (process::LOOKS, process::REPEATED_LOOKS);
         let now = program::now();
         for (key, hold) in held {
             let id = hold_id(*key, hold);
             let is_braked = self.guarded.get(&hold.cgroup_id).is_some_and(|guarded| guarded.rule.brake);
-            let is_settled = self.continuing.contains(&id) || self.still.contains(&id);
-            let is_over = now >= brake::end(hold);
-            if !is_braked || is_over || is_settled || moving.contains(&hold.cgroup_id) {
+            let is_over = now >= brake::end(hold) || self.continuing.contains(&id);
+            if !is_braked || is_over || moving.contains(&hold.cgroup_id) {
                 continue;
+            }
+            if self.still.contains(&id) {
+                let is_due = repeated > 0;
+                repeated = repeated.saturating_sub(1);
+                if !is_due || !process::is_continued(*key, hold).unwrap_or(false) {
+                    continue;
+                }
+                tracing::warn!(pid = key.pid, "another process has continued it during its hold");
+                self.still.remove(&id);
             }
             let mut mover = self.movers.remove(&id);
             let motion = process::motion(*key, hold, &mut mover, &mut looks);

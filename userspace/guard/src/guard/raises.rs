@@ -2,7 +2,9 @@
 //!
 //! A raise without an answer counts once it is found to have been accepted: then, and not a second time.
 
+use crate::give_back::Loan;
 use crate::plan::Change;
+use crate::policy::Bytes;
 
 /// The raises of one container.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,6 +15,11 @@ pub(super) struct Raises {
 }
 
 impl Raises {
+    /// Of what an earlier guard has lent: a budget is not had again by a restart.
+    pub fn inherited(loan: &Loan, step: Bytes) -> Self {
+        Self { count: loan.raises(step), open: loan.unanswered() }
+    }
+
     /// The number of raises that count.
     pub fn count(self) -> u32 {
         self.count
@@ -60,7 +67,6 @@ impl Raises {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Bytes;
 
     const UP: Change = Change { from: Bytes(64), to: Bytes(128) };
     const DOWN: Change = Change { from: Bytes(128), to: Bytes(64) };
@@ -80,6 +86,20 @@ mod tests {
         raises.requested(UP);
         raises.found(UP);
         assert_eq!(raises.count(), 2, "the same change again, without an answer");
+    }
+
+    #[test]
+    fn what_an_earlier_guard_has_lent_counts() {
+        let loan = Loan::requested(None, UP);
+        let mut raises = Raises::inherited(&loan, Bytes(64));
+        raises.found(UP);
+        assert_eq!(raises.count(), 1, "its answer was to come");
+        let loan = loan.confirmed(UP.to).unwrap();
+        let again = Loan::requested(Some(loan), Change { from: Bytes(128), to: Bytes(200) });
+        let of = |loan: &Loan| Raises::inherited(loan, Bytes(64)).count();
+        assert_eq!((of(&loan), of(&again)), (1, 3), "a part of a step is one");
+        let returning = Loan::requested(Some(loan), DOWN);
+        assert_eq!(of(&returning), 1, "it may not come");
     }
 
     #[test]

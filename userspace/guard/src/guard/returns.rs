@@ -1,6 +1,7 @@
 //! From a loan to a lower limit: one container at a time is lowered, verified, and reported.
 //!
-//! And what becomes of a change that the Kubernetes API has not answered: the API is asked again, until the loan says what is.
+//! And what becomes of a change without an answer: the Kubernetes API is asked again, or the kernel's limit is read, until the loan says
+//! what is.
 //!
 //! Decides nothing itself: [`GiveBack`](crate::give_back::GiveBack) does. Holds come first: while one is under way, nothing of its
 //! container is sampled, and one that comes while a limit is being lowered waits for the answer, at most as long as it may be held.
@@ -43,12 +44,12 @@ impl Guard {
         self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, change)));
     }
 
-    /// Finds out what becomes of a change that has no answer. What the CRI has not answered is never known.
+    /// Finds out what becomes of a change that has no answer. Through the CRI, nothing is requested meanwhile: it could come before that,
+    /// and what was lost after it.
     pub(super) fn resolve(&mut self, cgroup_id: u64, change: Change) {
-        if matches!(self.options.raiser, Raiser::Cri(_)) {
-            return;
-        }
+        let is_exclusive = matches!(self.options.raiser, Raiser::Cri(_));
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
+        guarded.unanswered |= is_exclusive;
         if std::mem::replace(&mut guarded.open.is_looked_for, true) {
             guarded.open.has_next = true;
             return;
@@ -62,8 +63,10 @@ impl Guard {
     }
 
     fn resolved(&mut self, cgroup_id: u64, change: Change, requests: u64, is_accepted: bool) {
+        let is_exclusive = matches!(self.options.raiser, Raiser::Cri(_));
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         guarded.open.is_looked_for = false;
+        guarded.unanswered &= !is_exclusive;
         if is_accepted {
             guarded.raises.found(change);
         }
@@ -75,13 +78,9 @@ impl Guard {
         }
         let container = &guarded.container.id;
         if is_accepted {
-            tracing::info!(container, to = change.to.0, "the API has a change that it did not answer");
+            tracing::info!(container, to = change.to.0, "a change without an answer was made");
         } else if requests == guarded.open.requests {
-            tracing::info!(
-                container,
-                to = change.to.0,
-                "the API has not taken a change that it did not answer"
-            );
+            tracing::info!(container, to = change.to.0, "a change without an answer was not made");
             self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
         }
     }

@@ -70,10 +70,12 @@ impl Guard {
 
 /// What the share of a container with that cgroup depends on; a brake there is the guard's own.
 pub(super) fn sizes(cgroup: &Cgroup, is_braked: bool) -> io::Result<Sizes> {
+    let threads = cgroup.threads()?;
     Ok(Sizes {
         limit: cgroup.limit()?,
         high: if is_braked { None } else { cgroup.high()? },
-        threads: cgroup.threads()?,
+        processes: cgroup.processes(threads),
+        threads,
         cpus: program::cpus(),
         page: procfs::page_size(),
     })

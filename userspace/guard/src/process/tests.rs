@@ -1,6 +1,7 @@
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal as Unix, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -80,6 +81,40 @@ fn what_is_not_stopped_gets_no_sigcont() {
     drop(child.0.stdin.take());
     assert_eq!(next(), "", "it has caught a SIGCONT");
     child.0.wait().unwrap();
+}
+
+#[test]
+fn what_another_process_continues_during_its_hold_is_seen_to_run() {
+    let (mut child, key) = child();
+    let (own, pid) = (hold(child.id()), Pid::from_raw(child.id() as i32));
+    stop(&child);
+    assert!(!is_continued(key, &own).unwrap());
+    kill(pid, Unix::SIGCONT).unwrap();
+    waitpid(pid, Some(WaitPidFlag::WCONTINUED)).unwrap();
+    assert!(is_continued(key, &own).unwrap());
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    assert!(!is_continued(key, &own).unwrap(), "it has ended");
+}
+
+/// It holds the process itself, and what it leaves is to run.
+#[test]
+fn what_a_debugger_attaches_to_meanwhile_runs_when_it_detaches() {
+    let mut cat = Command::new("cat");
+    let mut child = Killed(cat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    let pid = Pid::from_raw(child.0.id() as i32);
+    stop(&child.0);
+    ptrace::seize(pid, ptrace::Options::empty()).unwrap();
+    waitpid(pid, None).unwrap();
+    let held = Held::find(key(&child.0)).unwrap().unwrap();
+    assert_eq!(held.process.stat().unwrap().state().unwrap(), ProcState::Tracing);
+    assert_eq!(held.resume().unwrap(), State::Running, "it is the debugger's");
+    ptrace::detach(pid, None).unwrap();
+    child.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let output = child.0.stdout.take().unwrap();
+    let mut answer = [PollFd::new(output.as_fd(), PollFlags::POLLIN)];
+    let wait = PollTimeout::try_from(WAIT).unwrap();
+    assert_eq!(poll(&mut answer, wait).unwrap(), 1, "it was left stopped");
 }
 
 fn is_moving(held: &Held) -> bool {

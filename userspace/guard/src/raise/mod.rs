@@ -70,13 +70,9 @@ impl Raiser {
     }
 
     /// Waits until it is known whether a change without an answer was accepted.
-    #[cfg_attr(
-        not(feature = "kubernetes"),
-        expect(unused_variables, reason = "what the CRI has not answered is never known")
-    )]
     pub async fn is_accepted(&self, container: &Container, change: Change) -> bool {
         match self {
-            Self::Cri(_) => std::future::pending().await,
+            Self::Cri(cri) => cri.is_accepted(container, change).await,
             #[cfg(feature = "kubernetes")]
             Self::Kubernetes(kubernetes) => kubernetes.is_accepted(container, change).await,
         }

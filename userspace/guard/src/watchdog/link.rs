@@ -218,6 +218,7 @@ impl Process {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::{Command, Stdio};
     use std::sync::Arc;
@@ -269,6 +270,22 @@ mod tests {
         wait(&mut link, || Instant::now() + RESTART, Link::looks_on).await;
         assert_ne!(link.pid(), Some(first));
         assert_eq!(link.restarts(), 1);
+    }
+
+    /// A machine on which neither had a CPU.
+    #[tokio::test]
+    async fn a_sign_that_came_while_the_guard_did_not_look_keeps_the_watchdog() {
+        const MOMENT: Duration = Duration::from_millis(1);
+        let mut link = Link::start_by(shells(&["echo; while read line; do echo; done"])).await.unwrap();
+        let (pid, first) = (link.pid(), link.process.as_ref().unwrap().heard.unwrap());
+        while first.elapsed() < MOMENT {
+            tokio::time::sleep(MOMENT).await;
+        }
+        let stdin = link.process.as_mut().unwrap().stdin.as_mut().unwrap();
+        stdin.write_all(b"\n").unwrap();
+        let heard = |link: &Link| link.process.as_ref().unwrap().heard;
+        wait(&mut link, || first, |link| heard(link) != Some(first)).await;
+        assert!(link.check(first + LATER) && link.pid() == pid);
     }
 
     #[tokio::test]
