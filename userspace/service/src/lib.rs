@@ -6,6 +6,7 @@
 mod authority;
 mod beginning;
 mod binding;
+mod bounded;
 pub mod charge_calls;
 mod connection;
 mod counter;
@@ -30,6 +31,7 @@ mod time_namespace;
 
 pub use beginning::{Beginning, ConnectionCounters};
 pub use binding::{Binding, BindingState};
+pub use bounded::{BoundedCodec, BoundedDecoder};
 pub use connection::Connection;
 pub use counter::Counter;
 pub use listener::{Limits, Listener};
