@@ -38,10 +38,11 @@ const ATTACKS: [(&str, Attack); 10] = [
 ];
 
 /// Those that fill the bodies of requests: what a server keeps of these depends on the method.
-const BODIES: [(&str, Attack); 3] = [
+const BODIES: [(&str, Attack); 4] = [
     ("as much data on 2,000 open requests as the windows allow", garbage),
     ("2,000 messages of 4 GiB by their own word", huge_messages),
     ("2,000 messages of 512 KiB but for their last byte", unfinished_messages),
+    ("2,000 messages of a quarter of a million entries each, two bytes long", empty_entries),
 ];
 
 /// Runs every attack at a server, each for itself, with requests of that method; none may make the process larger than `max` bytes,
@@ -288,15 +289,27 @@ fn unread_answers(socket: &Path, path: &str) -> Result<Vec<Connection>> {
 }
 
 fn garbage(socket: &Path, path: &str) -> Result<Vec<Connection>> {
-    bodies(socket, path, &[])
+    bodies(socket, path, &unfinished(&[]))
 }
 
 fn huge_messages(socket: &Path, path: &str) -> Result<Vec<Connection>> {
-    bodies(socket, path, &prefix(u32::MAX))
+    bodies(socket, path, &unfinished(&prefix(u32::MAX)))
 }
 
 fn unfinished_messages(socket: &Path, path: &str) -> Result<Vec<Connection>> {
-    bodies(socket, path, &prefix(LARGEST))
+    bodies(socket, path, &unfinished(&prefix(LARGEST)))
+}
+
+/// Whole messages, of requests that do not end: what is decoded is kept.
+fn empty_entries(socket: &Path, path: &str) -> Result<Vec<Connection>> {
+    // Field 1, with nothing in it.
+    let entries = [0x0a, 0].repeat(LARGEST as usize / 2);
+    bodies(socket, path, &[prefix(LARGEST), entries].concat())
+}
+
+/// As long as the windows allow, and one byte shorter than the largest message.
+fn unfinished(beginning: &[u8]) -> Vec<u8> {
+    [beginning, &vec![b'z'; LARGEST as usize - 1]].concat()
 }
 
 /// What gRPC has before each message: that it is not compressed, and its length.
@@ -304,18 +317,16 @@ fn prefix(length: u32) -> Vec<u8> {
     [&[0], &length.to_be_bytes()[..]].concat()
 }
 
-/// Requests that do not end; the body of each begins with `beginning` and is as long as the windows allow, and one byte shorter than
-/// the largest message.
-fn bodies(socket: &Path, path: &str, beginning: &[u8]) -> Result<Vec<Connection>> {
+/// Requests that do not end, each with that body.
+fn bodies(socket: &Path, path: &str, body: &[u8]) -> Result<Vec<Connection>> {
     let block = request(path);
-    let body = [beginning, &vec![b'z'; LARGEST as usize - 1]].concat();
     let mut connections = Vec::new();
     for _ in 0..20 {
         let mut connection = Connection::open(socket)?;
         connection.set_patience(LULL)?;
         let mut is_open = true;
         for id in streams(100) {
-            is_open = is_open && connection.send(&headers(id, &block))? && connection.send_data(id, &body)?;
+            is_open = is_open && connection.send(&headers(id, &block))? && connection.send_data(id, body)?;
         }
         connection.set_patience(PATIENCE)?;
         connections.push(connection);

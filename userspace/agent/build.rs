@@ -38,7 +38,7 @@ fn server(files: &prost_types::FileDescriptorSet) {
                     .iter()
                     .find(|(of, ..)| *of == route)
                     .map(|(_, output, codec)| ((*output).to_owned(), *codec))
-                    .unwrap_or_else(|| (message(method.output_type()), "tonic_prost::ProstCodec"));
+                    .unwrap_or_else(|| (message(method.output_type()), "crate::wire::RequestCodec"));
                 let mut one = tonic_build::manual::Method::builder()
                     .name(snake(method.name()))
                     .route_name(method.name())

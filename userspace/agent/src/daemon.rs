@@ -96,6 +96,8 @@ async fn watch_node(
     // Before anything is made: a process without privileges learns that, and not what else it may not do. Neither is a standby that
     // could never run to be waited for.
     setup.run(check_process)?.map_err(Advised::from)?;
+    // The probes take a hundred.
+    let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     Socket::make_directory(&config.socket)?;
     let mut settings = config.probe.clone();
     settings.lock_file = Some(lock_file(&config.socket));
@@ -133,7 +135,6 @@ async fn watch_node(
         let (settings, cgroups) = (settings.clone(), cgroups.clone());
         setup.finish(move || Probes::attach(&settings, &cgroups, began))??
     };
-    let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     let listener = Listener::new(Socket::listen(&config.socket)?, limits)?;
     let loopback = config.api_listen.map(Loopback::new);
     let bindings: Vec<_> = http_server

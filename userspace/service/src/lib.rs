@@ -1,11 +1,12 @@
 //! What the long-running programs (daemon, proxy, exporter, guard) share: the listening socket and its connections, HTTP and
-//! metrics, the lock that keeps a second instance out, capabilities, state files, the log, signals, memory, the service manager.
+//! metrics, the lock that keeps a second instance out, capabilities, state files and those of text, the log, signals, memory, the service manager.
 //!
 //! Owns no policy of any of them. Never knows what is served.
 
 mod authority;
 mod beginning;
 mod binding;
+mod bounded;
 pub mod charge_calls;
 mod connection;
 mod counter;
@@ -26,10 +27,12 @@ mod signals;
 mod slots;
 mod socket;
 pub mod state_file;
+pub mod text_file;
 mod time_namespace;
 
 pub use beginning::{Beginning, ConnectionCounters};
 pub use binding::{Binding, BindingState};
+pub use bounded::{BoundedCodec, BoundedDecoder};
 pub use connection::Connection;
 pub use counter::Counter;
 pub use listener::{Limits, Listener};

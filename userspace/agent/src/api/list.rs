@@ -3,8 +3,8 @@
 use bytes::BufMut as _;
 use tonic::Status;
 use tonic::codec::{Codec, EncodeBuf, Encoder};
-use tonic_prost::ProstDecoder;
 
+use crate::wire::RequestDecoder;
 use kwitness_api::proto;
 
 /// An encoded `kwitness.v1alpha1.ListResponse`.
@@ -19,14 +19,14 @@ impl Codec for ListCodec {
     type Encode = Listed;
     type Decode = proto::ListRequest;
     type Encoder = Self;
-    type Decoder = ProstDecoder<proto::ListRequest>;
+    type Decoder = RequestDecoder<proto::ListRequest>;
 
     fn encoder(&mut self) -> Self {
         Self
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::default()
+        RequestDecoder::default()
     }
 }
 

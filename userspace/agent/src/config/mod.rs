@@ -14,16 +14,14 @@ mod units;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use kwitness_core::model::Thresholds;
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log::LogFormat;
+use kwitness_service::text_file;
 use serde::Deserialize as _;
 use serde::de::IntoDeserializer as _;
 use toml::Spanned;
@@ -188,7 +186,7 @@ impl Config {
     /// All errors of all of them; a `file` that was named and cannot be read.
     pub fn load(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Self> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let text = match read(path) {
+        let text = match text_file::read(path, LARGEST_MIB) {
             Ok(text) => Some(text),
             Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
@@ -248,16 +246,8 @@ impl Config {
     }
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    // A FIFO in its place would keep the reader for ever.
-    let mut file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    Ok(text)
-}
+/// The largest configuration that is read.
+const LARGEST_MIB: u64 = 1;
 
 type Given = BTreeMap<&'static str, (Origin, toml::Value)>;
 
@@ -485,5 +475,9 @@ qqq = 1
             let error = Config::load(Some(path), &[]).unwrap_err().to_string();
             assert!(error.contains(": not a regular file; pass another"), "{error}");
         }
+        let large = directory.path().join("large.toml");
+        std::fs::File::create(&large).unwrap().set_len(1 << 32).unwrap();
+        let error = Config::load(Some(&large), &[]).unwrap_err().to_string();
+        assert!(error.contains(": larger than 1 MiB; pass another"), "{error}");
     }
 }

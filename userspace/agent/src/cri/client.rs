@@ -9,20 +9,29 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kwitness_core::model::{ContainerId, ContainerType, PodUid, Runtime, RuntimeFacts};
 use tonic::Code;
+use tonic::client::Grpc;
+use tonic::codec::Codec;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
+use super::AnswerCodec;
 use super::calls::Calls;
 use crate::config::RuntimeChoice;
 use kwitness_api::transport::{DialError, unix_endpoint};
-use kwitness_cri::runtime::runtime_service_client::RuntimeServiceClient;
-use kwitness_cri::runtime::{self as cri, ListContainersRequest, ListPodSandboxRequest, VersionRequest};
+use kwitness_cri::runtime as cri;
 use kwitness_cri::{CANDIDATES, Failure, Raw, is_answer};
 
 /// The largest answer that is accepted, the kubelet's own limit.
 pub const ANSWER_MAX: usize = 16 << 20;
 /// Bytes of the runtime's name, and of its version; those that exist have some ten.
 const WORD_MAX: usize = 128;
+/// Bytes of a name, a UID or an image. Of Kubernetes' names, the longest have 253; every answer about a pod's containers has the pod's.
+const NAME_MAX: usize = 1024;
+
+const VERSION: &str = "/runtime.v1.RuntimeService/Version";
+const CONTAINER_STATUS: &str = "/runtime.v1.RuntimeService/ContainerStatus";
+const LIST_CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
+const LIST_SANDBOXES: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
 
 /// `CONTAINER_RUNNING` of the CRI's `ContainerState`.
 const RUNNING: i32 = 1;
@@ -124,7 +133,6 @@ pub(super) async fn connect(
 /// A connection to a runtime that has said what it is. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    client: RuntimeServiceClient<Channel>,
     channel: Channel,
     deadline: Duration,
     calls: Calls,
@@ -144,11 +152,11 @@ impl Connection {
     pub async fn open(socket: &Path, deadline: Duration, calls: Calls) -> Result<Self, Error> {
         let dial = async { Ok(unix_endpoint(socket)?.connect_timeout(deadline).connect().await?) };
         let channel = dial.await.map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
-        let mut client = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_MAX);
-        let asked = client.version(VersionRequest { version: "v1".into() });
-        let version = call(deadline, &calls, "Version", asked).await?;
+        let request = cri::VersionRequest { version: "v1".into() };
+        let version: cri::VersionResponse =
+            call(&channel, deadline, &calls, VERSION, request, AnswerCodec::default()).await?;
         let (name, version) = (word(version.runtime_name), word(version.runtime_version));
-        Ok(Self { client, channel, deadline, calls, socket: socket.to_owned(), name, version })
+        Ok(Self { channel, deadline, calls, socket: socket.to_owned(), name, version })
     }
 
     /// For calls that are not made here.
@@ -166,29 +174,19 @@ impl Connection {
     /// # Errors
     /// The call fails or takes too long.
     pub async fn version_as_it_is(&self, request: Bytes) -> Result<Bytes, Error> {
-        let answer = async {
-            let mut grpc =
-                tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(ANSWER_MAX);
-            let away = |error| tonic::Status::unavailable(DialError::from(error).to_string());
-            grpc.ready().await.map_err(away)?;
-            let path = PathAndQuery::from_static("/runtime.v1.RuntimeService/Version");
-            grpc.unary(tonic::Request::new(request), path, Raw).await
-        };
-        call(self.deadline, &self.calls, "Version", answer).await
+        self.call(VERSION, request, Raw).await
     }
 
     /// A container's limits as the runtime reports them; none: it does not know the container, or does not report them.
     ///
     /// # Errors
     /// The call fails or takes too long.
-    pub async fn resources(
-        &mut self,
-        container: &str,
-    ) -> Result<Option<cri::LinuxContainerResources>, Error> {
+    pub async fn resources(&self, container: &str) -> Result<Option<cri::LinuxContainerResources>, Error> {
         let request = cri::ContainerStatusRequest { container_id: container.to_owned() };
-        let asked = self.client.container_status(request);
-        match call(self.deadline, &self.calls, "ContainerStatus", asked).await {
-            Ok(answer) => Ok(answer.status.and_then(|status| status.resources?.linux)),
+        match self.call(CONTAINER_STATUS, request, AnswerCodec::default()).await {
+            Ok(cri::ContainerStatusResponse { status }) => {
+                Ok(status.and_then(|status| status.resources?.linux))
+            }
             Err(Error::Call { status, .. }) if Failure::of(&status, container) == Failure::Gone => Ok(None),
             Err(error) => Err(error),
         }
@@ -198,25 +196,40 @@ impl Connection {
     ///
     /// # Errors
     /// A call fails or takes too long.
-    pub async fn list(&mut self) -> Result<Listing, Error> {
+    pub async fn list(&self) -> Result<Listing, Error> {
         // Sandboxes last: one that is listed as a container's is then there, unless it is gone.
-        let asked = self.client.list_containers(ListContainersRequest {});
-        let containers = call(self.deadline, &self.calls, "ListContainers", asked).await?;
-        let asked = self.client.list_pod_sandbox(ListPodSandboxRequest {});
-        let sandboxes = call(self.deadline, &self.calls, "ListPodSandbox", asked).await?;
-        let containers = containers.containers;
+        let cri::ListContainersResponse { containers } =
+            self.call(LIST_CONTAINERS, cri::ListContainersRequest {}, AnswerCodec::default()).await?;
+        let cri::ListPodSandboxResponse { items } =
+            self.call(LIST_SANDBOXES, cri::ListPodSandboxRequest {}, AnswerCodec::default()).await?;
         let running = containers.iter().filter(|container| container.state == RUNNING);
         let running = running.map(|container| ContainerId(text(container.id.clone()).into())).collect();
-        Ok(Listing { running, facts: facts(runtime(&self.name), sandboxes.items, containers) })
+        Ok(Listing { running, facts: facts(runtime(&self.name), items, containers) })
+    }
+
+    async fn call<C>(&self, path: &'static str, request: C::Encode, codec: C) -> Result<C::Decode, Error>
+    where
+        C: Codec<Encode: Sync, Decode: Sync>,
+    {
+        call(&self.channel, self.deadline, &self.calls, path, request, codec).await
     }
 }
 
-async fn call<T>(
+async fn call<C: Codec<Encode: Sync, Decode: Sync>>(
+    channel: &Channel,
     deadline: Duration,
     calls: &Calls,
-    method: &'static str,
-    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, Error> {
+    path: &'static str,
+    request: C::Encode,
+    codec: C,
+) -> Result<C::Decode, Error> {
+    let method = path.rsplit('/').next().unwrap_or(path);
+    let answer = async {
+        let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(ANSWER_MAX);
+        let away = |error| tonic::Status::unavailable(DialError::from(error).to_string());
+        grpc.ready().await.map_err(away)?;
+        grpc.unary(tonic::Request::new(request), PathAndQuery::from_static(path), codec).await
+    };
     let began = Instant::now();
     let answered = tokio::time::timeout(deadline, answer).await;
     let code = match &answered {
@@ -249,22 +262,26 @@ fn facts(
     sandboxes: Vec<cri::PodSandbox>,
     containers: Vec<cri::Container>,
 ) -> HashMap<ContainerId, Arc<RuntimeFacts>> {
-    let known = |bytes: Vec<u8>| (!bytes.is_empty()).then(|| Arc::<str>::from(text(bytes)));
-    let pods: HashMap<Vec<u8>, cri::PodSandboxMetadata> = sandboxes
+    let known = |bytes: Vec<u8>| (!bytes.is_empty()).then(|| Arc::<str>::from(cut(bytes, NAME_MAX)));
+    // Once for all containers of a pod: there may be very many.
+    let pods: HashMap<Vec<u8>, [Option<Arc<str>>; 3]> = sandboxes
         .iter()
-        .filter_map(|sandbox| Some((sandbox.id.clone(), sandbox.metadata.clone()?)))
+        .filter_map(|sandbox| {
+            let cri::PodSandboxMetadata { name, namespace, uid, .. } = sandbox.metadata.clone()?;
+            Some((sandbox.id.clone(), [name, namespace, uid].map(known)))
+        })
         .collect();
     let of_pod = |sandbox: &[u8], container_type, created_at: i64, name, image, labels: Vec<cri::Label>| {
-        let pod = pods.get(sandbox).cloned().unwrap_or_default();
+        let [pod_name, pod_namespace, pod_uid] = pods.get(sandbox).cloned().unwrap_or_default();
         let labels = labels.into_iter().map(|cri::Label { key, value }| (text(key), text(value)));
         Arc::new(RuntimeFacts {
             runtime,
             created_at: Some(created_at).filter(|at| *at > 0),
             container_type,
             name,
-            pod_name: known(pod.name),
-            pod_namespace: known(pod.namespace),
-            pod_uid: known(pod.uid).map(PodUid),
+            pod_name,
+            pod_namespace,
+            pod_uid: pod_uid.map(PodUid),
             image,
             labels: labels.collect::<BTreeMap<_, _>>(),
         })
@@ -292,11 +309,16 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
+/// A text of the runtime's, at most so many bytes of it.
+fn cut(bytes: Vec<u8>, most: usize) -> String {
+    let mut text = text(bytes);
+    text.truncate(text.floor_char_boundary(most));
+    text
+}
+
 /// A text of the runtime's about itself, which is kept and shown as long as it answers.
 fn word(bytes: Vec<u8>) -> String {
-    let mut text = text(bytes);
-    text.truncate(text.floor_char_boundary(WORD_MAX));
-    text
+    cut(bytes, WORD_MAX)
 }
 
 #[cfg(test)]
@@ -374,6 +396,24 @@ mod tests {
         let answer = cri::VersionResponse::decode(&*answer.encode_to_vec()).unwrap();
         assert_eq!(word(answer.runtime_name), "c\u{fffd}ri");
         assert_eq!(word(answer.runtime_version).len(), WORD_MAX);
+    }
+
+    #[test]
+    fn a_pods_texts_are_cut_and_shared_by_all_its_containers() {
+        let name = vec![b'n'; 8 << 20];
+        let metadata = cri::PodSandboxMetadata { name, uid: "u".into(), ..Default::default() };
+        let sandbox = cri::PodSandbox { id: "s".into(), metadata: Some(metadata), ..Default::default() };
+        let containers = ["a", "b"].map(|id| cri::Container {
+            id: id.into(),
+            pod_sandbox_id: "s".into(),
+            image: Some(cri::ImageSpec { image: vec![b'i'; 1 << 20], ..Default::default() }),
+            ..Default::default()
+        });
+        let all = facts(None, vec![sandbox], containers.into());
+        let [of_a, of_b] = ["a", "b"].map(|id| &all[&ContainerId(id.into())]);
+        let [name_a, name_b] = [of_a, of_b].map(|of| of.pod_name.as_ref().unwrap());
+        assert!(Arc::ptr_eq(name_a, name_b));
+        assert_eq!((name_a.len(), of_a.image.as_ref().unwrap().len()), (NAME_MAX, NAME_MAX));
     }
 
     #[test]

@@ -13,3 +13,9 @@ mod tests;
 pub use calls::{Calls, MethodCalls};
 pub use client::{ANSWER_MAX, Connection, Error, Listing, list_once};
 pub use resolver::{Resolver, start};
+
+/// Bytes that an answer of the runtime's may need besides four times its own.
+const ANSWER_FREE: usize = 8 << 20;
+
+/// The codec of calls to the runtime whose answers are decoded.
+pub type AnswerCodec<Q, A> = kwitness_service::BoundedCodec<Q, A, ANSWER_FREE>;

@@ -311,7 +311,7 @@ impl Worker {
     }
 
     /// Answers questions until the connection fails; whether any list came before.
-    async fn serve(&mut self, mut connection: Connection) -> (Error, bool) {
+    async fn serve(&mut self, connection: Connection) -> (Error, bool) {
         let Timing { list_pause, idle, .. } = self.shared.timing;
         // The end of the last list, and how long it took.
         let mut listed: Option<(Instant, Duration)> = None;

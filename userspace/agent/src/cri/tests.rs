@@ -336,6 +336,10 @@ async fn an_answer_that_is_too_large_costs_that_answer() {
     let _serving = runtime.serve(&bench.socket());
     bench.ask("a");
     bench.error("too large").await;
+    // Few bytes on the wire, and very many once they are decoded.
+    runtime.set(|conduct| *conduct = Conduct { containers: vec![("", 0); 1 << 18], ..Default::default() });
+    bench.error("too many fields").await;
+    runtime.set(|conduct| conduct.containers = Vec::new());
     runtime.set(|conduct| conduct.sandboxes = vec!["a", "a"]);
     assert_eq!(bench.pod_of("a").await, "pod-of-a", "what is listed twice is one");
 }
@@ -416,7 +420,7 @@ async fn a_container_that_the_runtime_does_not_know_has_no_limits_of_it() {
     let _serving = Runtime::default().serve(&socket);
     let calls = super::Calls::default();
     let open = super::Connection::open(&socket, Duration::from_secs(5), calls.clone());
-    let mut connection = open.await.unwrap();
+    let connection = open.await.unwrap();
     let known = connection.resources("a").await.unwrap();
     assert_eq!(known.map(|resources| resources.memory_limit_in_bytes), Some(4096));
     for gone in ["unknown", "removed"] {

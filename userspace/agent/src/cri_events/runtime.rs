@@ -14,12 +14,11 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status as GrpcStatus};
-use tonic_prost::ProstCodec;
 
 use super::entity::{Kind, Progress, Status};
 use super::machine::{Answer, ListedContainer, ListedSandbox, Listing};
 use super::pod::{Plan, Reading};
-use crate::cri::{ANSWER_MAX, Calls};
+use crate::cri::{ANSWER_MAX, AnswerCodec, Calls};
 use kwitness_cri::{Failure, events as wire, wall_clock};
 
 /// The longest that a call may take.
@@ -51,7 +50,7 @@ impl Runtime {
         let path = PathAndQuery::from_static(method);
         let answer = async {
             grpc.ready().await.map_err(|error| GrpcStatus::unavailable(error.to_string()))?;
-            grpc.unary(Request::new(request), path, ProstCodec::default()).await
+            grpc.unary(Request::new(request), path, AnswerCodec::default()).await
         };
         let began = Instant::now();
         let answer = match tokio::time::timeout(DEADLINE, answer).await {

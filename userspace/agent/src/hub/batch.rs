@@ -6,9 +6,10 @@ use kwitness_core::journal::Epoch;
 use kwitness_core::model::Subject;
 use prost::Message as _;
 use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{Codec, EncodeBuf, Encoder};
 
 use super::Entry;
+use crate::wire::RequestDecoder;
 use kwitness_api::{EventKind, proto};
 
 /// One `kwitness.v1alpha1.WatchResponse` in the making.
@@ -87,14 +88,14 @@ impl Codec for BatchCodec {
     type Encode = Batch;
     type Decode = proto::WatchRequest;
     type Encoder = Self;
-    type Decoder = Self;
+    type Decoder = RequestDecoder<proto::WatchRequest>;
 
     fn encoder(&mut self) -> Self {
         Self
     }
 
-    fn decoder(&mut self) -> Self {
-        Self
+    fn decoder(&mut self) -> Self::Decoder {
+        RequestDecoder::default()
     }
 }
 
@@ -104,16 +105,5 @@ impl Encoder for BatchCodec {
 
     fn encode(&mut self, batch: Batch, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
         batch.encode(buf).map_err(|error| Status::internal(error.to_string()))
-    }
-}
-
-impl Decoder for BatchCodec {
-    type Item = proto::WatchRequest;
-    type Error = Status;
-
-    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<proto::WatchRequest>, Status> {
-        proto::WatchRequest::decode(buf)
-            .map(Some)
-            .map_err(|error| Status::invalid_argument(error.to_string()))
     }
 }

@@ -105,7 +105,8 @@ impl Verifier {
     async fn look_at(&self, scope: &VerdictScope, deadline: Option<KernelTime>) -> Result<bool, Stopped> {
         let filter = Filter::default();
         let requester = Requester::Node;
-        let look = Look { filter: &filter, desired: &[], requester, deadline, status_age: Duration::ZERO };
+        let status_age = Duration::ZERO;
+        let look = Look { filter: &filter, desired: &[], requester, deadline, status_age, is_clients: false };
         match self.look(look, scope.clone()).await {
             Ok(report) => Ok(report.is_open()),
             Err(VerifyError::NoContainer) => Ok(false),

@@ -10,8 +10,7 @@
 mod file;
 
 use std::collections::HashMap;
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -19,6 +18,7 @@ use kwitness_core::model::{Bound, DesiredLimit, KernelTime, Resource, Source, Wa
 use kwitness_core::verdicts::convert;
 use kwitness_core::verdicts::quantity;
 use kwitness_core::verdicts::quantity::QuantityError;
+use kwitness_service::text_file;
 use serde::Deserialize;
 
 pub(super) use file::CheckpointFile;
@@ -28,7 +28,7 @@ use crate::reported::desired::Desired;
 use kwitness_api::Timestamp;
 
 /// The largest checkpoint that is read: a pod takes some hundred bytes.
-const LARGEST: u64 = 16 << 20;
+const LARGEST_MIB: u64 = 16;
 
 /// Why a checkpoint says nothing.
 #[derive(Debug, thiserror::Error)]
@@ -150,22 +150,12 @@ impl Checkpoint {
     /// Reads it; none: there is no such file, as on a node without a kubelet or before 1.33.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, CheckpointError> {
         let unreadable = |source| CheckpointError::Unreadable { path: path.to_owned(), source };
-        // A FIFO or a device in its place would keep a reader for ever.
-        let mut options = std::fs::File::options();
-        let opened = options.read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
-        let file = match opened {
+        let file = match text_file::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(unreadable)?,
         };
-        let metadata = file.metadata().map_err(unreadable)?;
-        if !metadata.is_file() {
-            return Err(unreadable(io::Error::other("not a regular file")));
-        }
-        let at = metadata.modified().map_err(unreadable)?;
-        let mut text = String::new();
-        if file.take(LARGEST + 1).read_to_string(&mut text).map_err(unreadable)? as u64 > LARGEST {
-            return Err(unreadable(io::Error::other("larger than 16 MiB")));
-        }
+        let at = file.metadata().and_then(|metadata| metadata.modified()).map_err(unreadable)?;
+        let text = text_file::text(file, LARGEST_MIB).map_err(unreadable)?;
         Self::parse(path, &text, written(at)).map(Some)
     }
 

@@ -12,12 +12,14 @@
 //! that is reclaimed) is looked at in intervals that grow with what a look costs and with how many wait. Changes nothing.
 
 mod follow;
+mod kept;
 mod kubelet;
 mod levels;
 mod prove;
 mod runtime;
 mod selection;
 mod targets;
+mod turns;
 mod wait;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -31,6 +33,7 @@ use kwitness_core::model::{
     Requester, RuntimeFacts, State, Subject, Verdict, VerdictScope,
 };
 use kwitness_core::verdicts::proof::{Interval, Proof};
+use tokio::time::Instant;
 
 use crate::cgroupfs::CgroupFs;
 use crate::clock::Clock;
@@ -44,6 +47,7 @@ use kubelet::{Checkpoint, CheckpointFile};
 use runtime::RuntimeLimits;
 use selection::Selection;
 use targets::Target;
+use turns::Turns;
 use wait::STATUS_AGE;
 
 pub(crate) use levels::inner as inner_cgroup;
@@ -63,6 +67,7 @@ pub struct Verifier {
     allocated: CheckpointFile,
     actuated: CheckpointFile,
     kubernetes: Option<Kubernetes>,
+    turns: Arc<Turns>,
 }
 
 /// The answer to a `Verify` call.
@@ -74,6 +79,8 @@ pub struct VerifyReport {
     pub proofs: Vec<Option<(Interval, Proof)>>,
     /// Sources that could not be queried, and why.
     pub unavailable: Vec<String>,
+    /// How long the look waited for its turn.
+    waited: Duration,
 }
 
 impl VerifyReport {
@@ -185,13 +192,15 @@ struct Look<'a> {
     deadline: Option<KernelTime>,
     /// How old the runtime's answer may be.
     status_age: Duration,
+    /// Whether a client waits for it: such looks take turns.
+    is_clients: bool,
 }
 
 impl<'a> Look<'a> {
     /// A client's look that is the last. Where the client has no limits of its own, it finds what the node's own would.
     fn last(filter: &'a Filter, desired: &'a [Desired], status_age: Duration) -> Self {
         let requester = if desired.is_empty() { Requester::Node } else { Requester::Client };
-        Self { filter, desired, requester, deadline: None, status_age }
+        Self { filter, desired, requester, deadline: None, status_age, is_clients: true }
     }
 }
 
@@ -220,6 +229,7 @@ impl Verifier {
             allocated: checkpoint("allocated_pods_state"),
             actuated: checkpoint("actuated_pods_state"),
             kubernetes: None,
+            turns: Arc::default(),
         }
     }
 
@@ -364,9 +374,12 @@ impl Verifier {
         }
         let pods = pods && !look.filter.asks_for_containers();
         let sources = self.sources(subjects, look.status_age).await;
+        let began = Instant::now();
+        let _turn = if look.is_clients { self.turns.take(subjects.apps.len()).await } else { None };
+        let waited = began.elapsed();
         let targets = self.targets(&subjects.apps, look.desired, &sources, pods);
         let judged = self.judge(targets, look.deadline, look.requester).await?;
-        Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable })
+        Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable, waited })
     }
 
     /// Queries all sources; the runtime's status may be so old.

@@ -102,7 +102,7 @@ impl RuntimeLimits {
     }
 
     async fn ask(self, id: ContainerId) -> Answer {
-        let Some(mut connection) = self.resolver.connection() else {
+        let Some(connection) = self.resolver.connection() else {
             let why = self.resolver.status().error;
             return Err(if why.is_empty() { "no container runtime is connected".into() } else { why.into() });
         };

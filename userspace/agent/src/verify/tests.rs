@@ -11,8 +11,8 @@ use kwitness_core::model::{
 use kwitness_core::node::Node;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
+use super::kept::Kept;
 use super::wait::{PAUSE_MIN, changed};
 use super::*;
 use crate::config::RuntimeChoice;
@@ -131,7 +131,7 @@ fn look(verdicts: &[(&str, Verdict)], unavailable: &str) -> VerifyReport {
         kubernetes: None,
     };
     let judged = verdicts.iter().map(|of| (None, judged(of))).collect();
-    VerifyReport { judged, proofs: Vec::new(), unavailable: vec![unavailable.to_owned()] }
+    VerifyReport { judged, unavailable: vec![unavailable.to_owned()], ..VerifyReport::default() }
 }
 
 #[test]
@@ -146,6 +146,35 @@ fn of_several_looks_the_later_one_counts_and_what_none_looked_at_stays() {
     assert_eq!(report.unavailable, ["third"]);
     report.renew(Vec::new());
     assert_eq!(report.unavailable, ["third"], "no look changes nothing");
+}
+
+#[test]
+fn of_many_verdicts_a_call_that_waits_keeps_those_that_are_open() {
+    let paths: Vec<String> = (0..1000).map(|number| format!("/{number}")).collect();
+    let found = |verdict: &Verdict| {
+        let verdicts: Vec<_> = paths.iter().map(|path| (path.as_str(), verdict.clone())).collect();
+        look(&verdicts, "")
+    };
+    let mut kept = Kept::of(found(&Verdict::InForce));
+    assert!(kept.all_in_force() && matches!(&kept, Kept::Open(open) if open.is_empty()));
+    kept.renew(vec![look(&[("/7", Verdict::Diverged), ("/8", Verdict::Diverged)], "")]);
+    kept.renew(vec![look(&[("/8", Verdict::InForce)], "")]);
+    assert!(!kept.all_in_force() && matches!(&kept, Kept::Open(open) if open.len() == 1));
+    kept.renew(vec![look(&[("/7", Verdict::InForce)], "")]);
+    assert!(kept.all_in_force());
+    assert!(matches!(Kept::of(found(&Verdict::Diverged)), Kept::Open(open) if open.len() == 1000));
+    assert!(matches!(Kept::of(look(&[("/7", Verdict::Diverged)], "")), Kept::Whole(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_few_containers_waits_for_none_at_many() {
+    let turns = Turns::default();
+    let large = turns.take(1000).await;
+    let next = tokio::time::timeout(Duration::from_secs(1), turns.take(1000));
+    assert!(next.await.is_err(), "one after the other");
+    assert!(turns.take(1).await.is_some());
+    drop(large);
+    assert!(turns.take(1000).await.is_some());
 }
 
 fn judge(node: &mut Node, evidence: Vec<Evidence>) -> Vec<Judged> {

@@ -10,6 +10,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::Instant;
 
+use super::kept::Kept;
 use super::{CHANGES_SHARE, Look, Selection, Verifier, VerifyError, VerifyReport, now};
 use crate::hub::Filter;
 use crate::reported::desired::Desired;
@@ -42,23 +43,31 @@ impl Verifier {
         let look = Look { requester: Requester::Client, deadline, status_age: STATUS_AGE, ..last };
         let mut changes = self.queue.changes();
         let began = Instant::now();
-        let mut report = self.look_at_selected(look, &mut selection).await?;
-        let mut cost = began.elapsed();
+        let report = self.look_at_selected(look, &mut selection).await?;
+        if report.all_in_force() {
+            return Ok(report);
+        }
+        // Without the wait for its turn, as of all looks.
+        let mut cost = began.elapsed().saturating_sub(report.waited);
+        let mut kept = Kept::of(report);
         // No look after an event comes before; and events put the next look without one off no further.
         let (mut earliest, mut looked) = (Instant::now(), Instant::now());
-        // Whether the report is about all that passed the filter at the last look.
+        // Whether that is about all that passed the filter at the last look.
         let mut is_whole = true;
         loop {
             let waiting = u32::try_from(self.queue.waiting()).unwrap_or(u32::MAX);
-            if report.all_in_force() {
-                if is_whole {
-                    return Ok(report);
+            if kept.all_in_force() {
+                if let (Kept::Whole(report), true) = (&mut kept, is_whole) {
+                    return Ok(std::mem::take(report));
                 }
                 let began = Instant::now();
                 selection = Selection::of(filter);
-                report = self.look_at_selected(look, &mut selection).await?;
-                is_whole = true;
-                (cost, looked) = (began.elapsed(), Instant::now());
+                let report = self.look_at_selected(look, &mut selection).await?;
+                if report.all_in_force() {
+                    return Ok(report);
+                }
+                (cost, looked) = (began.elapsed().saturating_sub(report.waited), Instant::now());
+                (kept, is_whole) = (Kept::of(report), true);
                 earliest = looked + cost.saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
                 continue;
             }
@@ -78,14 +87,20 @@ impl Verifier {
                 None if began >= until => {}
                 None => {
                     is_whole = !selection.is_narrowed();
-                    report = self.look_at_selected(look, &mut selection).await?;
-                    (cost, looked) = (began.elapsed(), Instant::now());
+                    let report = self.look_at_selected(look, &mut selection).await?;
+                    if is_whole && report.all_in_force() {
+                        return Ok(report);
+                    }
+                    (cost, looked) = (began.elapsed().saturating_sub(report.waited), Instant::now());
+                    kept = Kept::of(report);
                 }
                 Some(changed) => {
                     is_whole &= !selection.misses_new();
-                    report.renew(self.look_at_each(look, selection.concerned(changed)).await?);
-                    earliest = Instant::now()
-                        + began.elapsed().saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
+                    let looks = self.look_at_each(look, selection.concerned(changed)).await?;
+                    let waited: Duration = looks.iter().map(|newer| newer.waited).sum();
+                    kept.renew(looks);
+                    let cost = began.elapsed().saturating_sub(waited);
+                    earliest = Instant::now() + cost.saturating_mul(CHANGES_SHARE).saturating_mul(waiting);
                 }
             }
         }

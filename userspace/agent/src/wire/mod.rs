@@ -12,3 +12,13 @@ pub mod verdicts;
 
 pub use probe::{capability, program};
 pub use problems::{problem, unserved};
+
+use kwitness_service::{BoundedCodec, BoundedDecoder};
+
+/// Bytes that each request may need besides four times its own: as many as 256 entries that have nothing but defaults.
+const REQUEST_FREE: usize = 64 << 10;
+
+/// The codec of the API's methods.
+pub type RequestCodec<T, U> = BoundedCodec<T, U, REQUEST_FREE>;
+/// Its decoder.
+pub type RequestDecoder<U> = BoundedDecoder<U, REQUEST_FREE>;

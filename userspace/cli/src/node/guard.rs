@@ -16,6 +16,7 @@ use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
 use kwitness_service::privileges::{Privilege, for_bpf, held, keep_only};
+use kwitness_service::text_file;
 
 use crate::connect;
 use crate::exit::Code;
@@ -146,7 +147,7 @@ async fn raiser(options: &Guard) -> anyhow::Result<Raiser> {
 }
 
 fn read(file: &Path) -> anyhow::Result<Policy> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = text_file::read(file, 1).with_context(|| format!("cannot read {}", file.display()))?;
     Policy::parse(&text).with_context(|| file.display().to_string())
 }
 

@@ -69,3 +69,25 @@ async fn what_was_missed_is_taken_in_and_what_cannot_have_been_is_named() {
     let status = client.status(proto::StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.counters["cri_requests_missed"], status.counters["cri_requests_malformed"]), (4, 1));
 }
+
+#[tokio::test]
+async fn a_request_that_would_take_much_memory_is_not_decoded() {
+    let served = Served::start().await;
+    let mut client = KwitnessClient::new(served.channel().await);
+    let requests = vec![proto::CriRequest::default(); 1 << 17];
+    let reports = proto::ReportCriRequestsRequest { requests, ..Default::default() };
+    let filter = Some(proto::Filter { pods: vec![String::new(); 1 << 17], ..Default::default() });
+    let watch = proto::WatchRequest { filter: filter.clone(), ..Default::default() };
+    let list = proto::ListRequest { filter };
+    for refused in [
+        client.report_cri_requests(reports).await.map(drop),
+        client.watch(watch).await.map(drop),
+        client.list(list).await.map(drop),
+    ] {
+        let refused = refused.unwrap_err();
+        assert!(
+            refused.code() == Code::OutOfRange && refused.message().contains("too many fields"),
+            "{refused}"
+        );
+    }
+}

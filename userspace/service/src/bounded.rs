@@ -1,0 +1,153 @@
+//! Decodes protobuf messages that may be anything, if they take no more memory than is allowed.
+//!
+//! Two bytes on the wire can be an entry of a list, which takes some hundred in memory: whoever limits the bytes of messages would hold
+//! a hundred times as much. So fields are counted before any is decoded, and their memory is compared with the bytes.
+//!
+//! Owns the count. Never judges what a message says.
+
+use std::iter::once;
+use std::marker::PhantomData;
+
+use bytes::Buf as _;
+use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic_prost::ProstEncoder;
+
+/// Bytes that a field of the message is taken to need, if it may be an entry of a list.
+const ENTRY: usize = 256;
+/// Bytes that a field of such an entry is taken to need, if it may be one of a list: a label, a text.
+const FIELD: usize = 64;
+/// Bytes of memory for each byte of a message.
+const RATIO: usize = 4;
+
+/// As `tonic_prost::ProstCodec`, for messages that need at most four times their bytes once they are decoded, and `FREE` bytes besides.
+#[derive(Debug)]
+pub struct BoundedCodec<T, U, const FREE: usize>(PhantomData<(T, U)>);
+
+impl<T, U, const FREE: usize> Default for BoundedCodec<T, U, FREE> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U, const FREE: usize> Codec for BoundedCodec<T, U, FREE>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = BoundedDecoder<U, FREE>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        BoundedDecoder::default()
+    }
+}
+
+/// The decoder of [`BoundedCodec`].
+#[derive(Debug)]
+pub struct BoundedDecoder<U, const FREE: usize>(PhantomData<U>);
+
+impl<U, const FREE: usize> Default for BoundedDecoder<U, FREE> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<U: Message + Default, const FREE: usize> Decoder for BoundedDecoder<U, FREE> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        let message = buffer.copy_to_bytes(buffer.remaining());
+        if needs_more_than(&message, FREE) {
+            // As for a message of too many bytes.
+            return Err(Status::out_of_range("the message has too many fields for its bytes"));
+        }
+        U::decode(message).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+/// Whether a message is taken to need more than four times its bytes and so many besides.
+fn needs_more_than(message: &[u8], free: usize) -> bool {
+    let most = free + RATIO * message.len();
+    let mut costs = Fields(message).flat_map(|entry| once(ENTRY).chain(Fields(entry).map(|_| FIELD)));
+    costs.try_fold(0_usize, |sum, cost| Some(sum + cost).filter(|sum| *sum <= most)).is_none()
+}
+
+/// The contents of a message's fields but for numbers, which need no more than their bytes. Ends where it is no message.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (tag, wire_type) = decode_key(&mut self.0).ok()?;
+            if wire_type == WireType::LengthDelimited {
+                break;
+            }
+            skip_field(wire_type, tag, &mut self.0, DecodeContext::default()).ok()?;
+        }
+        let length = usize::try_from(decode_varint(&mut self.0).ok()?).ok()?;
+        let (field, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(field)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kwitness_api::proto;
+
+    use super::*;
+
+    const FREE: usize = 1 << 16;
+
+    #[test]
+    fn a_message_of_very_many_fields_is_not_decoded() {
+        // Of two bytes each: an entry, and a text in one.
+        let entries = |count| [0x0a_u8, 0].repeat(count);
+        let most = FREE / (ENTRY - 2 * RATIO);
+        assert!(needs_more_than(&entries(most + 1), FREE) && !needs_more_than(&entries(most), FREE));
+        let request = |count| {
+            let filter = proto::Filter { pods: vec![String::new(); count], ..Default::default() };
+            proto::ListRequest { filter: Some(filter) }.encode_to_vec()
+        };
+        assert!(needs_more_than(&request(FREE / (FIELD - 2 * RATIO)), FREE));
+        assert!(!needs_more_than(&request(4 * 256), FREE));
+    }
+
+    #[test]
+    fn what_is_as_long_as_it_is_large_is_decoded_however_long() {
+        let id = "0".repeat(64);
+        let (from, to) = (1_000_000_000_000_000, 1_000_000_000_001_000);
+        let request =
+            proto::CriRequest { id: id.clone(), received: from, answered: to, ..Default::default() };
+        let requests = vec![request; 1 << 16];
+        let missed = vec![proto::CriRequestsMissed { id, count: 1, from, to }; 1 << 16];
+        assert!(!needs_more_than(
+            &proto::ReportCriRequestsRequest { requests, missed }.encode_to_vec(),
+            FREE
+        ));
+    }
+
+    #[test]
+    fn long_texts_are_no_fields_and_what_is_no_message_has_none() {
+        let pods = vec!["a".repeat(FREE)];
+        let filter = Some(proto::Filter { pods, ..Default::default() });
+        assert!(!needs_more_than(&proto::ListRequest { filter }.encode_to_vec(), 0));
+        // A length past the end, a group that does not end, a key that does not.
+        for broken in [&b"\x0a\xff\x01"[..], b"\x0b\x0b\x0b", b"\xff"] {
+            assert!(!needs_more_than(broken, 0), "{broken:?}");
+        }
+        assert_eq!(Fields(b"\x08\x01\x12\x02ab\x1d\0\0\0\0\x0a\0").collect::<Vec<_>>(), [&b"ab"[..], b""]);
+    }
+}
