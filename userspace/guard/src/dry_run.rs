@@ -7,10 +7,11 @@ use kwitness_api::client::Address;
 
 use crate::cgroup::Cgroup;
 use crate::daemon::{self, Container};
-use crate::guard::NodeMemory;
+use crate::guard::{self, NodeMemory};
 use crate::plan::{self, Change, Facts, Refusal};
-use crate::policy::{Bytes, Policy, Selection, Threshold};
+use crate::policy::{Bytes, Policy, Selection};
 use crate::protected::Protected;
+use crate::share::{NoShare, share};
 
 /// What a policy says of the containers of this node.
 #[derive(Clone, Debug, Default)]
@@ -32,8 +33,8 @@ pub struct Row {
     pub limit: Option<Bytes>,
     /// What is charged now.
     pub usage: Bytes,
-    /// From what share of the limit on it would be held.
-    pub threshold: Threshold,
+    /// From what share of the limit on it would be held now, in thousandths; or why not.
+    pub share: Result<u32, NoShare>,
     /// What a first raise would do; none without a limit.
     pub raise: Option<Result<Change, Refusal>>,
 }
@@ -65,9 +66,9 @@ pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> a
             || format!("cannot read the cgroup {}: the guard needs cgroup v2", container.cgroup_path);
         let cgroup = Cgroup::find(&container.cgroup_path, container.cgroup_id).with_context(unreadable)?;
         let Some(cgroup) = cgroup else { continue };
-        let limit = cgroup.limit().with_context(unreadable)?;
+        let sizes = guard::sizes(&cgroup, false).with_context(unreadable)?;
+        let (limit, high) = (sizes.limit, sizes.high);
         let usage = cgroup.usage().with_context(unreadable)?;
-        let high = cgroup.high().with_context(unreadable)?;
         let above = cgroup.above(rule.step).with_context(unreadable)?;
         let raise = limit.map(|held_at| {
             let (promised, raises, unanswered) = (Bytes(0), 0, false);
@@ -86,7 +87,8 @@ pub async fn outlook(policy: &Policy, daemon: Address, is_pod_raised: bool) -> a
             };
             plan::raise(rule, &facts)
         });
-        outlook.rows.push(Row { limit, usage, threshold: rule.threshold, raise, container });
+        let share = share(rule.threshold, sizes);
+        outlook.rows.push(Row { limit, usage, share, raise, container });
     }
     Ok(outlook)
 }

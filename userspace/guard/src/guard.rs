@@ -67,6 +67,7 @@ use arming::{NotArmed, Suspended};
 use pods::Pods;
 use raises::Raises;
 pub(crate) use room::NodeMemory;
+pub(crate) use shares::sizes;
 use times::Times;
 
 /// Between two heartbeats.

@@ -101,6 +101,7 @@ pub use orphans::{Recovered, recover};
 pub use process::Unable;
 pub use program::{LEASE, ProgramError};
 pub use protected::Protected;
+pub use share::NoShare;
 pub use status::STATUS_SOCKET;
 
 /// What the guard and its watchdog keep of a process's capabilities, and why: the unit grants these, but for the last.

@@ -54,7 +54,7 @@ pub(crate) struct Sizes {
 
 /// Why a container is not armed: it would be held at less than half of its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NoShare {
+pub enum NoShare {
     /// So many threads may charge between the threshold and their stop.
     #[error("its processes and threads may charge more than half of its limit before they stop")]
     NoHeadroom,
@@ -65,7 +65,7 @@ pub(crate) enum NoShare {
 
 impl NoShare {
     /// Its name in the log and in the status.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::NoHeadroom => "noHeadroom",
             Self::Throttled => "throttled",

@@ -241,21 +241,29 @@ async fn show_dry_run(policy: Policy, daemon: Address, by_kubelet: bool) -> anyh
 /// What would become of a container.
 fn outlook(row: &dry_run::Row) -> String {
     let name = row.container.display_name();
-    let (usage, threshold) = (row.usage, row.threshold);
-    match (row.limit, &row.raise) {
-        (Some(limit), Some(Ok(raise))) => {
-            format!("{name}: {usage} of {limit} used; held at {threshold}, then raised to {}", raise.to)
-        }
-        (Some(limit), Some(Err(refusal))) => {
-            format!("{name}: {usage} of {limit} used; held at {threshold}, then refused: {refusal}")
-        }
-        _ => format!("{name}: {usage} used, no limit: never held"),
+    let usage = row.usage;
+    let (Some(limit), Some(raise)) = (row.limit, &row.raise) else {
+        return format!("{name}: {usage} used, no limit: never held");
+    };
+    let used = format!("{name}: {usage} of {limit} used");
+    let share = match row.share {
+        Ok(per_mille) => f64::from(per_mille) / 10.0,
+        Err(reason) => return format!("{used}; not held: {reason}"),
+    };
+    match raise {
+        Ok(raise) => format!("{used}; held at {share}%, then raised to {}", raise.to),
+        Err(refusal) => format!("{used}; held at {share}%, then refused: {refusal}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use kwitness_guard::NoShare;
+    use kwitness_guard::daemon::Container;
+    use kwitness_guard::plan::{Change, Refusal};
+    use kwitness_guard::policy::Bytes;
 
     use super::*;
 
@@ -268,6 +276,38 @@ mod tests {
         let expected = format!("{}: line 2: there is no key \"stap\"; did you mean step?", file.display());
         assert_eq!(format!("{error:#}"), expected);
         assert_eq!(crate::exit::code(Err(error)), Code::Configuration);
+    }
+
+    #[test]
+    fn a_dry_run_says_from_what_share_on_a_container_is_held_and_what_then() {
+        let bytes = |mib: u64| Bytes(mib << 20);
+        let change = Change { from: bytes(64), to: bytes(128) };
+        let container = Container {
+            id: "c".to_owned(),
+            is_identified: true,
+            cgroup_id: 7,
+            cgroup_path: "/c".to_owned(),
+            namespace: Some("dev".to_owned()),
+            pod: Some("web".to_owned()),
+            pod_uid: None,
+            name: Some("app".to_owned()),
+        };
+        let row = |limit, share, raise| {
+            let container = container.clone();
+            outlook(&dry_run::Row { container, limit, usage: bytes(12), share, raise })
+        };
+        let limit = Some(bytes(64));
+        let raised = |share| row(limit, share, Some(Ok(change)));
+        assert_eq!(raised(Ok(900)), "dev/web/app: 12Mi of 64Mi used; held at 90%, then raised to 128Mi");
+        assert_eq!(raised(Ok(731)), "dev/web/app: 12Mi of 64Mi used; held at 73.1%, then raised to 128Mi");
+        let not_held = raised(Err(NoShare::NoHeadroom));
+        assert!(
+            not_held.starts_with("dev/web/app: 12Mi of 64Mi used; not held: its processes"),
+            "{not_held}"
+        );
+        let refused = row(limit, Ok(900), Some(Err(Refusal::Unanswered)));
+        assert!(refused.contains("; held at 90%, then refused: "), "{refused}");
+        assert_eq!(row(None, Ok(900), None), "dev/web/app: 12Mi used, no limit: never held");
     }
 
     /// What the guard's own process and its watchdog need of the service manager, or nothing stays stopped only while both live.

@@ -69,7 +69,7 @@ impl Guard {
 }
 
 /// What the share of a container with that cgroup depends on; a brake there is the guard's own.
-pub(super) fn sizes(cgroup: &Cgroup, is_braked: bool) -> io::Result<Sizes> {
+pub(crate) fn sizes(cgroup: &Cgroup, is_braked: bool) -> io::Result<Sizes> {
     let threads = cgroup.threads()?;
     Ok(Sizes {
         limit: cgroup.limit()?,
