@@ -400,7 +400,7 @@ mod tests {
         assert!(is_empty().await);
         backlog.push(Report::Missed(missed.clone()));
         assert!(!is_empty().await);
-        assert_eq!(backlog.batch().await.missed, [missed.clone()]);
+        assert_eq!(backlog.batch().await.missed, std::slice::from_ref(&missed));
         assert!(!is_empty().await, "on its way");
         backlog.not_taken();
         assert!(!is_empty().await, "it waits again");
