@@ -19,6 +19,9 @@ pub const PLUGIN: &str = "kubectl-kwitness";
 /// The profile of the program under test: a release with less optimization, which no test looks at.
 const UNDER_TEST: &str = "under-test";
 
+/// The profile of the program in images, packages and archives.
+pub const RELEASED: &str = "dist";
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {
     pub name: String,
@@ -83,9 +86,14 @@ impl<'a> Builder<'a> {
         self::program(&mut command, PLUGIN)
     }
 
-    /// A program of a package, as it is released.
-    pub fn program(&self, package: &str, name: &str) -> Result<PathBuf> {
-        self.built_as("release", package, name)
+    /// The program as it is released: of another size, it would have other pages in memory.
+    pub fn released(&self) -> Result<PathBuf> {
+        self.built_as(RELEASED, "kwitness", "kwitness")
+    }
+
+    /// A program of the tests' package that measures or shows that one.
+    pub fn beside_released(&self, name: &str) -> Result<PathBuf> {
+        self.built_as("release", TESTS_PACKAGE, name)
     }
 
     /// A program of the tests' package, as the integration tests are built.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::artifacts::{Builder, TESTS_PACKAGE, in_job};
+use crate::artifacts::{Builder, in_job};
 use crate::job::{Job, MOUNT};
 use crate::setup::kubernetes::{KUBELET, NEXT_KUBELET_NAME};
 use crate::setup::{self, Needs, Tool};
@@ -204,9 +204,9 @@ impl Watched {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Build {
-    /// As they are released.
+    /// kwitness as it is released.
     Release,
-    /// As the integration tests are, which takes less time.
+    /// As it is for the integration tests, which takes less time.
     ForTests,
 }
 
@@ -278,9 +278,7 @@ pub fn task(
     step::expected(&format!("build kwitness and {name}"), step::BUILD, || {
         let builder = Builder::new(workspace, cache)?;
         let (kwitness, built) = match build {
-            Build::Release => {
-                (builder.program("kwitness", "kwitness")?, builder.program(TESTS_PACKAGE, name)?)
-            }
+            Build::Release => (builder.released()?, builder.beside_released(name)?),
             Build::ForTests => (builder.kwitness()?, builder.tool(name)?),
         };
         job.add(&kwitness, &in_job("kwitness"))?;

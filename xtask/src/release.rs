@@ -100,7 +100,8 @@ fn build(
     let Platform { system, architecture, target, linker } = platform;
     run::output(Command::new("rustup").args(["target", "add", target]).current_dir(&workspace.root))?;
     let mut command = run::cargo();
-    command.args(["build", "--locked", "--profile", "dist", "--package", "kwitness", "--bin", name]);
+    command.args(["build", "--locked", "--profile", artifacts::RELEASED]);
+    command.args(["--package", "kwitness", "--bin", name]);
     command.args(features).args(["--target", target]).current_dir(&workspace.root);
     command.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(workspace)?).env_remove("RUSTFLAGS");
     // For kwitness_build_info.

@@ -5,6 +5,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
+/// Entries that an empty map may have room for.
+const SPARE: usize = 64;
+
 /// The map.
 #[derive(Clone, Debug)]
 pub(crate) struct OldestFirst<K, V> {
@@ -40,10 +43,13 @@ impl<K: Clone + Eq + Hash, V> OldestFirst<K, V> {
         self.next += 1;
     }
 
-    /// Removes an entry, and gives back its value.
+    /// Removes an entry, and gives back its value; with the last one, what many entries took.
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
         let (number, value) = self.entries.remove(key)?;
         self.order.remove(&number);
+        if self.entries.is_empty() {
+            self.entries.shrink_to(SPARE);
+        }
         Some(value)
     }
 
@@ -80,6 +86,14 @@ mod tests {
         assert_eq!(entries(&map), [('b', 2), ('a', 3)]);
         map.insert('c', 4);
         assert_eq!(entries(&map), [('a', 3), ('c', 4)]);
+    }
+
+    #[test]
+    fn an_empty_map_has_room_for_few() {
+        let mut map = OldestFirst::new(10_000);
+        (0..10_000).for_each(|key| map.insert(key, ()));
+        (0..10_000).for_each(|key| assert!(map.remove(&key).is_some()));
+        assert!(map.entries.capacity() <= 2 * SPARE, "{}", map.entries.capacity());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::Context as _;
 use kwitness_api::proto;
+use kwitness_service::memory;
 use kwitness_service::privileges::{self, CapabilitySet, Privilege};
 
 /// Until the daemon ends.
@@ -66,7 +67,11 @@ impl Setup {
         let lasting = lasting_of(privileges::held()?);
         privileges::keep_only(lasting | Privilege::set(&SETUP))?;
         let (jobs, receive) = mpsc::sync_channel::<Job>(1);
-        let wait = move || receive.into_iter().for_each(|job| job());
+        let wait = move || {
+            receive.into_iter().for_each(|job| job());
+            // The kernel's type information alone is some 15 MB.
+            memory::give_back_of_thread();
+        };
         let thread = thread::Builder::new().name("setup".to_owned()).spawn(wait);
         privileges::keep_only(lasting)?;
         Ok(Self { jobs, thread: thread.context("cannot start the setup thread")? })

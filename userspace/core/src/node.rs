@@ -126,11 +126,12 @@ impl Node {
         }
     }
 
-    /// The containers whose cgroup exists, sorted by path.
-    pub fn snapshot(&self) -> Vec<ContainerState> {
-        let mut containers: Vec<ContainerState> = self.lifecycle.containers().collect();
-        containers.sort_by(|a, b| a.subject.cgroup_path.cmp(&b.subject.cgroup_path));
-        containers
+    /// The wanted ones of the containers whose cgroup exists; see [`Lifecycle::wanted`].
+    pub fn containers<'a>(
+        &'a self,
+        is_wanted: impl Fn(&Subject) -> bool + 'a,
+    ) -> impl Iterator<Item = ContainerState> + 'a {
+        self.lifecycle.wanted(is_wanted)
     }
 
     /// The last verdict on each limit of what exists.

@@ -25,7 +25,7 @@ use crate::config::Call;
 use crate::cri::Resolver;
 use crate::cri_events::Events;
 use crate::engine::{Handle, Snapshot, Stopped};
-use crate::hub::{Batch, Filter, Hub, Start, Watcher, selects};
+use crate::hub::{Batch, Filter, Hub, Start, Watcher};
 use crate::privileges;
 use crate::probe::Capabilities;
 use crate::reported::LimitReport;
@@ -126,10 +126,9 @@ impl Service {
     }
 
     /// The position and the containers as of it, encoded as [`containers::encode`] does.
-    async fn containers(&self, filter: &Filter) -> Result<(Position, Vec<u8>), Status> {
-        let Snapshot { position, containers } = self.engine.snapshot().await?;
-        let wanted = containers.iter().filter(|state| selects(filter, &state.subject));
-        let encoded = containers::encode(&position, wanted, Clock::read(), ANSWER_BYTES_MAX)?;
+    async fn containers(&self, filter: Filter) -> Result<(Position, Vec<u8>), Status> {
+        let Snapshot { position, containers } = self.engine.snapshot(filter).await?;
+        let encoded = containers::encode(&position, &containers, Clock::read(), ANSWER_BYTES_MAX)?;
         Ok((position, encoded))
     }
 
@@ -155,7 +154,7 @@ impl Service {
             (after, None)
                 if request.snapshot && !after.as_ref().is_some_and(|at| self.hub.can_resume(at)) =>
             {
-                let (position, snapshot) = self.containers(&filter).await?;
+                let (position, snapshot) = self.containers(filter.clone()).await?;
                 let mut watcher = self
                     .hub
                     .watch(Start::Snapshot { position, instead_of: after }, !request.no_follow, filter)
@@ -253,7 +252,7 @@ impl Kwitness for Service {
 
     async fn list(&self, request: Request<proto::ListRequest>) -> Result<Response<Listed>, Status> {
         let filter = filter(request.into_inner().filter)?;
-        let (_, containers) = self.containers(&filter).await?;
+        let (_, containers) = self.containers(filter).await?;
         Ok(Response::new(Listed(containers)))
     }
 

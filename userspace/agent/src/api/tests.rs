@@ -43,7 +43,7 @@ use crate::cri;
 use crate::engine::JudgeQueue;
 use crate::engine::{Handle, Report, Request, Snapshot};
 use crate::hub::testing::container;
-use crate::hub::{Capacity, Hub, Writer};
+use crate::hub::{Capacity, Hub, Writer, selects};
 use crate::probe::Capabilities;
 use crate::reported::Reported;
 use crate::verify::Verifier;
@@ -97,8 +97,9 @@ async fn answer(mut requests: mpsc::Receiver<Request>, hub: Arc<Hub>, reported: 
                 let snapshot = Snapshot { position: hub.position(), containers: Vec::new() };
                 answer.send((snapshot, Vec::new())).unwrap();
             }
-            Request::Snapshot(answer) => {
-                let containers = vec![container(&subject(), State::Created)];
+            Request::Snapshot(filter, answer) => {
+                let mut containers = vec![container(&subject(), State::Created)];
+                containers.retain(|state| selects(&filter, &state.subject));
                 answer.send(Snapshot { position: hub.position(), containers }).unwrap();
             }
             Request::MemoryLevels(..) => panic!("no call requests memory levels"),

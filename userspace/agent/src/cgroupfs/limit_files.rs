@@ -18,6 +18,9 @@ use crate::clock::Clock;
 /// No limit file is longer: `io.max` has a line of some hundred bytes a device.
 const LONGEST: u64 = 64 << 10;
 
+/// Requests that there is room for at rest.
+const SPARE: usize = 64;
+
 /// Every limit file there can be, by its name.
 static LIMIT_FILES: LazyLock<HashMap<String, LimitFile>> =
     LazyLock::new(|| LimitFile::all().map(|limit_file| (limit_file.to_string(), limit_file)).collect());
@@ -56,6 +59,11 @@ fn read_all(directory: &Directory) -> Option<Vec<(LimitFile, Reading)>> {
     Some(readings.filter(|(_, reading)| *reading != Reading::Absent).collect())
 }
 
+/// A path as whoever asked has it already, if it is the same: it is kept as long as the cgroup exists.
+fn shared(request: &ReadLimits, path: &str) -> Arc<str> {
+    request.path.as_ref().filter(|asked| ***asked == *path).map_or_else(|| path.into(), Arc::clone)
+}
+
 /// The answer to a request that was made at `asked`.
 fn read(search: &mut Search, request: &ReadLimits, asked: Instant) -> LimitsAnswer {
     let began = Clock::read().now();
@@ -69,7 +77,7 @@ fn read(search: &mut Search, request: &ReadLimits, asked: Instant) -> LimitsAnsw
                 None => read_all(&directory),
             };
             // What was read of a cgroup that is gone by now may be half of it.
-            (readings.filter(|_| directory.exists()), path.to_str().map(Arc::from))
+            (readings.filter(|_| directory.exists()), path.to_str().map(|path| shared(request, path)))
         }
         Err(NotFound::Gone) => (None, None),
         Err(NotFound::Beyond(most)) => {
@@ -134,6 +142,16 @@ impl Open {
     fn len(&self) -> usize {
         self.files.len() + self.whole.len() + self.sought.len()
     }
+
+    /// Whether nothing is left to be read. If so, what many requests at a time took is given back.
+    fn rests(&mut self) -> bool {
+        let rests = self.len() == 0;
+        if rests {
+            self.files.shrink_to(SPARE);
+            self.whole.shrink_to(SPARE);
+        }
+        rests
+    }
 }
 
 impl LimitReader {
@@ -155,7 +173,7 @@ impl LimitReader {
                 if answers.blocking_send(Observation::LimitsRead(answer)).is_err() {
                     return;
                 }
-                if of_thread.lock().len() == 0 {
+                if of_thread.lock().rests() {
                     of_files.forget();
                     of_whole.forget();
                 }
@@ -235,6 +253,12 @@ mod tests {
         assert_eq!(open.len(), 5);
         let order: Vec<_> = std::iter::from_fn(|| open.next()).map(|(request, _)| request.cgroup.0).collect();
         assert_eq!(order, [4, 3, 1, 2, 5]);
+        for id in 0..10_000 {
+            open.push(self::request(CgroupId(id), None), Instant::now());
+        }
+        assert!(!open.rests() && open.len() == 10_000);
+        while open.next().is_some() {}
+        assert!(open.rests() && open.whole.capacity() <= SPARE, "{}", open.whole.capacity());
     }
 
     fn tree() -> (tempfile::TempDir, CgroupFs, CgroupId) {
@@ -276,7 +300,10 @@ mod tests {
         let answer = read(&cgroups, &request(id, Some(LimitFile::IoMax)));
         assert_eq!(answer.readings, [(LimitFile::IoMax, Reading::Absent)]);
 
-        let answer = read(&cgroups, &request(id, None));
+        let asked = request(id, None);
+        let answer = read(&cgroups, &asked);
+        let shared = answer.path.as_ref().zip(asked.path.as_ref());
+        assert!(shared.is_some_and(|(answered, asked)| Arc::ptr_eq(answered, asked)), "not a second copy");
         let limit_files: Vec<LimitFile> = answer.readings.iter().map(|(limit_file, _)| *limit_file).collect();
         assert_eq!(limit_files, [LimitFile::MemoryMax, LimitFile::CpuMax, LimitFile::PidsMax]);
         assert!(matches!(&answer.readings[2].1, Reading::Unknown(why) if why.contains("nonsense")));

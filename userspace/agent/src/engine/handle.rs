@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Engine, INBOX, Probe, Read};
 use crate::clock::Clock;
+use crate::hub::{Filter, selects};
 use crate::probe::{ProgramStats, RingState};
 use crate::reported::LimitReport;
 
@@ -25,8 +26,16 @@ use crate::reported::LimitReport;
 pub struct Snapshot {
     /// After that event.
     pub position: Position,
-    /// All of them, sorted by path.
+    /// Sorted by path.
     pub containers: Vec<ContainerState>,
+}
+
+impl Snapshot {
+    /// What the engine hands out is in no order: sorting is not its work.
+    fn sorted(mut self) -> Self {
+        self.containers.sort_unstable_by(|a, b| a.subject.cgroup_path.cmp(&b.subject.cgroup_path));
+        self
+    }
 }
 
 /// What the engine counted.
@@ -52,7 +61,7 @@ pub struct Report {
 
 #[derive(Debug)]
 pub(crate) enum Request {
-    Snapshot(oneshot::Sender<Snapshot>),
+    Snapshot(Filter, oneshot::Sender<Snapshot>),
     State(oneshot::Sender<(Snapshot, Vec<LastVerdict>)>),
     Report(oneshot::Sender<Report>),
     Subjects(VerdictScope, oneshot::Sender<Vec<(Arc<Subject>, State)>>),
@@ -81,20 +90,21 @@ impl Handle {
         (Self { requests }, receiver)
     }
 
-    /// The containers, and the place in the journal that they are as of.
+    /// The containers that match, and the place in the journal that they are as of.
     ///
     /// # Errors
     /// [`Stopped`].
-    pub async fn snapshot(&self) -> Result<Snapshot, Stopped> {
-        self.ask(Request::Snapshot).await
+    pub async fn snapshot(&self, filter: Filter) -> Result<Snapshot, Stopped> {
+        Ok(self.ask(|answer| Request::Snapshot(filter, answer)).await?.sorted())
     }
 
-    /// The containers and the last verdicts on their limits, as of the same place in the journal.
+    /// All containers and the last verdicts on their limits, as of the same place in the journal.
     ///
     /// # Errors
     /// [`Stopped`].
     pub async fn state(&self) -> Result<(Snapshot, Vec<LastVerdict>), Stopped> {
-        self.ask(Request::State).await
+        let (snapshot, verdicts) = self.ask(Request::State).await?;
+        Ok((snapshot.sorted(), verdicts))
     }
 
     /// What was counted.
@@ -170,8 +180,12 @@ impl<P: Probe> Engine<P> {
     pub(super) fn answer(&mut self, request: Request) {
         // The client may have gone: that is no error.
         match request {
-            Request::Snapshot(answer) => drop(answer.send(self.snapshot())),
-            Request::State(answer) => drop(answer.send((self.snapshot(), self.node.last_verdicts()))),
+            Request::Snapshot(filter, answer) => {
+                drop(answer.send(self.snapshot(|subject| selects(&filter, subject))));
+            }
+            Request::State(answer) => {
+                drop(answer.send((self.snapshot(|_| true), self.node.last_verdicts())));
+            }
             Request::Report(answer) => drop(answer.send(self.report())),
             Request::Subjects(scope, answer) => drop(answer.send(self.node.subjects(&scope))),
             Request::MemoryLevels(known, answer) => drop(answer.send(self.node.memory_levels_after(known))),
@@ -209,8 +223,9 @@ impl<P: Probe> Engine<P> {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
-        Snapshot { position: self.writer.position(), containers: self.node.snapshot() }
+    fn snapshot(&self, is_wanted: impl Fn(&Subject) -> bool) -> Snapshot {
+        let containers = self.node.containers(is_wanted).collect();
+        Snapshot { position: self.writer.position(), containers }
     }
 
     fn report(&self) -> Report {

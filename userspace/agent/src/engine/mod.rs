@@ -83,6 +83,8 @@ pub(crate) use unread::UnreadPins;
 const DRAIN_BUDGET: usize = 1024;
 /// Between looks at what no record reports.
 const TICK: Duration = Duration::from_secs(1);
+/// Events and actions that there is room for at rest.
+const SPARE: usize = 64;
 /// How long records wait that were made while a drain ran.
 const HELD_FOR: Duration = Duration::from_millis(1);
 /// Requests and answers on their way to the engine, and what waits for the rings.
@@ -217,6 +219,7 @@ impl<P: Probe> Engine<P> {
                     self.ask_again();
                     self.look_for_problems();
                     self.publish(clock);
+                    self.give_back();
                 }
                 () = stop.cancelled() => return Ok(()),
             }
@@ -364,6 +367,13 @@ impl<P: Probe> Engine<P> {
         self.asked.answered(&observation);
         self.reported.observe(&observation);
         self.node.observe(observation, &mut self.output)
+    }
+
+    /// Gives back what a scan or a burst took, all of whose events have been published.
+    fn give_back(&mut self) {
+        self.output.events.shrink_to(SPARE);
+        self.output.actions.shrink_to(SPARE);
+        self.writer.shrink_to(SPARE);
     }
 
     /// Writes the journal, then does what is to be done.

@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use kwitness_api::proto;
 use kwitness_core::journal::Epoch;
 use kwitness_core::lifecycle::Bounds;
-use kwitness_core::model::{KernelTime, Scan, VerdictScope};
+use kwitness_core::model::{CgroupId, KernelTime, Scan, ScannedCgroup, VerdictScope};
 use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::cgroupfs::{CgroupFs, ScanError};
 use crate::config::RuntimeChoice;
 use crate::cri;
-use crate::hub::{Capacity, Hub};
+use crate::hub::{Capacity, Filter, Hub};
 use crate::probe::SetId;
 use probes::{Flood, Upgrade, populated};
 
@@ -299,13 +299,39 @@ async fn a_ledger_that_can_neither_be_continued_nor_removed_keeps_the_daemon_fro
 }
 
 #[tokio::test]
-async fn a_snapshot_is_of_the_containers_of_the_node() {
-    let running = start(0);
+async fn a_snapshot_is_of_the_containers_that_match_in_the_order_of_their_paths() {
+    let scan = |reason| {
+        let found = |(id, parent, path): (u64, u64, String)| ScannedCgroup {
+            id: CgroupId(id),
+            parent: CgroupId(parent),
+            path: path.into(),
+            beyond_share: false,
+            populated: Some(false),
+            processes: Vec::new(),
+        };
+        // The later a pod was found, the earlier is its path.
+        let of_pod = |pod: u64| {
+            let uid = format!("{:08x}-0000-4000-8000-000000000000", 20 - pod);
+            let path = format!("/kubepods/pod{uid}");
+            [(pod, 1, path.clone()), (100 + pod, pod, format!("{path}/{pod:064x}"))].map(found)
+        };
+        let cgroups = (10..20).flat_map(of_pod).collect();
+        Ok(Scan { cgroups, ..Scan::empty(reason, Clock::read().now()) })
+    };
+    let probe = Flood { read: Arc::default(), backlog: 0, adoptable: Arc::default() };
+    let running = start_scanned_by(scan, Past::none(), probe, Arc::default());
     timeout(SOON, running.ready).await.unwrap().unwrap();
-    let at = KernelTime(1);
-    running.handle.observe(Observation::Tick { at }).await.unwrap();
-    let snapshot = timeout(SOON, running.handle.snapshot()).await.unwrap().unwrap();
-    assert!(snapshot.containers.is_empty());
-    assert_eq!(timeout(SOON, running.handle.subjects(VerdictScope::All)).await.unwrap().unwrap(), []);
+    let handle = &running.handle;
+    let found = async |filter| {
+        let snapshot = timeout(SOON, handle.snapshot(filter)).await.unwrap().unwrap();
+        snapshot.containers.iter().map(|of| of.subject.cgroup_id.0).collect::<Vec<_>>()
+    };
+    assert_eq!(found(Filter::default()).await, (110..120).rev().collect::<Vec<_>>());
+    let pods = vec!["00000005-0000-4000-8000-000000000000".to_owned()];
+    let one = proto::Filter { pods, ..Default::default() };
+    assert_eq!(found(one.try_into().unwrap()).await, [115]);
+    let (all, _) = timeout(SOON, handle.state()).await.unwrap().unwrap();
+    assert!(all.containers.is_sorted_by_key(|of| &of.subject.cgroup_path) && all.containers.len() == 10);
+    assert_eq!(timeout(SOON, handle.subjects(VerdictScope::All)).await.unwrap().unwrap().len(), 10);
     running.stop.cancel();
 }

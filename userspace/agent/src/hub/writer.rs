@@ -53,6 +53,11 @@ impl Writer {
         }
     }
 
+    /// Keeps room for so many events at a time.
+    pub(crate) fn shrink_to(&mut self, events: usize) {
+        self.entries.shrink_to(events);
+    }
+
     /// About what [`JournalUntil::kept`](super::JournalUntil::kept) needs for all of it: the names of pods whose events are of no container come on top.
     pub(crate) fn kept_bytes(&self) -> usize {
         self.hub.window.usage().bytes
@@ -116,6 +121,16 @@ impl Writer {
 mod tests {
     use super::super::testing::*;
     use super::*;
+
+    #[test]
+    fn what_many_events_at_a_time_took_is_given_back() {
+        let (_hub, mut writer) = hub(16);
+        let subject = subject(1, None);
+        writer.append((0..10_000).map(|_| stopped(&subject)), clock());
+        assert!(writer.entries.capacity() >= 10_000);
+        writer.shrink_to(16);
+        assert!(writer.entries.capacity() <= 16, "{}", writer.entries.capacity());
+    }
 
     #[test]
     fn subjects_that_left_the_journal_are_forgotten() {

@@ -12,7 +12,16 @@ use crate::pressure::is_level;
 impl Lifecycle {
     /// The containers whose cgroup exists, in no particular order.
     pub fn containers(&self) -> impl Iterator<Item = ContainerState> + '_ {
-        self.cgroups.containers().map(container::Container::state)
+        self.wanted(|_| true)
+    }
+
+    /// The wanted ones of them. Of the others, nothing is copied.
+    pub fn wanted<'a>(
+        &'a self,
+        is_wanted: impl Fn(&Subject) -> bool + 'a,
+    ) -> impl Iterator<Item = ContainerState> + 'a {
+        let wanted = self.cgroups.containers().filter(move |container| is_wanted(&container.subject));
+        wanted.map(container::Container::state)
     }
 
     /// The cgroup that stands for that container, also one that was removed a while ago.

@@ -58,7 +58,9 @@ fn replay_in_turns(observations: Vec<Observation>, turn: usize) -> String {
                 writeln!(text, "    {}", serde_json::to_string(&action).expect("an action can be written"));
         }
     }
-    for container in node.snapshot() {
+    let mut containers: Vec<_> = node.containers(|_| true).collect();
+    containers.sort_by(|a, b| a.subject.cgroup_path.cmp(&b.subject.cgroup_path));
+    for container in containers {
         let _ = writeln!(text, "\n{container:#?}");
     }
     let _ = writeln!(text, "\n{:?}", node.counters());
