@@ -71,7 +71,8 @@ impl<'a> Builder<'a> {
             )
             .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .envs(self.objects.iter().map(|(variable, object)| (variable, object)));
+            .envs(self.objects.iter().map(|(variable, object)| (variable, object)))
+            .envs(packed_relocations(target));
         command
     }
 
@@ -123,6 +124,12 @@ impl<'a> Builder<'a> {
 /// The variable by which cargo learns what links for a target.
 pub fn linker_variable(target: &str) -> String {
     format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"))
+}
+
+/// Asks for packed relocations where the linker and the C library of Debian 12 have them (binutils 2.40, glibc 2.36): on this machine's
+/// architecture. The linkers for others cannot pack them.
+pub fn packed_relocations(target: &str) -> Option<(&'static str, &'static str)> {
+    (target == Architecture::HOST.target()).then_some(("KWITNESS_PACK_RELOCATIONS", "1"))
 }
 
 /// Runs a build; the program of that name that it makes.

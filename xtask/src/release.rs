@@ -106,7 +106,7 @@ fn build(
     command.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(workspace)?).env_remove("RUSTFLAGS");
     // For kwitness_build_info.
     command.env("KWITNESS_REVISION", &source.revision);
-    command.env(artifacts::linker_variable(target), linker);
+    command.env(artifacts::linker_variable(target), linker).envs(artifacts::packed_relocations(target));
     let what = format!("build {name} for {system} {architecture}");
     step::expected(&what, step::BUILD, || artifacts::program(&mut command, name))
 }
