@@ -9,6 +9,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
@@ -36,7 +37,7 @@ pub struct Options {
 pub struct Writer {
     path: PathBuf,
     options: Options,
-    file: File,
+    file: OwnFile,
     size: u64,
     /// Whole lines that are not written yet.
     buffer: Vec<u8>,
@@ -88,7 +89,7 @@ impl Writer {
     }
 
     /// In an empty file.
-    fn begin(path: &Path, file: File, options: Options, header: &Header) -> Result<Self, Error> {
+    fn begin(path: &Path, file: OwnFile, options: Options, header: &Header) -> Result<Self, Error> {
         let mut writer = Self { path: path.to_owned(), options, file, size: 0, buffer: Vec::new() };
         writer.append(&Line::Header(header.clone()))?;
         writer.flush()?;
@@ -123,7 +124,7 @@ impl Writer {
         } else {
             &self.buffer
         };
-        if let Err(error) = self.file.write_all(bytes) {
+        if let Err(error) = (&*self.file).write_all(bytes) {
             // Half a line is not left in the middle of a file that goes on later (a disk that was full).
             _ = self.file.set_len(self.size);
             return Err(Error::io("write", &self.path)(error));
@@ -189,7 +190,7 @@ fn part(path: &Path, number: u32) -> PathBuf {
 }
 
 /// The file that has the name, for this writer alone; none: there is none.
-fn existing(path: &Path) -> Result<Option<File>, Error> {
+fn existing(path: &Path) -> Result<Option<OwnFile>, Error> {
     loop {
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -203,8 +204,7 @@ fn existing(path: &Path) -> Result<Option<File>, Error> {
         // What has taken the place of the file since.
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let file = options.open(path).map_err(Error::io("open", path))?;
-        lock(&file, path)?;
+        let file = OwnFile::lock(options.open(path).map_err(Error::io("open", path))?, path)?;
         // Another writer may have made an older part of it meanwhile.
         if has_name(&file, path).map_err(Error::io("open", path))? {
             return Ok(Some(file));
@@ -213,7 +213,7 @@ fn existing(path: &Path) -> Result<Option<File>, Error> {
 }
 
 /// A new file, for this writer alone.
-fn create(path: &Path) -> Result<File, Error> {
+fn create(path: &Path) -> Result<OwnFile, Error> {
     let mut options = OpenOptions::new();
     options.append(true).create_new(true);
     // Names of pods and processes are the owner's only.
@@ -226,26 +226,46 @@ fn create(path: &Path) -> Result<File, Error> {
         }
         file => file.map_err(Error::io("create", path))?,
     };
-    lock(&file, path)?;
-    Ok(file)
+    OwnFile::lock(file, path)
 }
 
-/// Keeps other writers out until the file is closed.
-#[cfg(unix)]
-fn lock(file: &File, path: &Path) -> Result<(), Error> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
-        // Not every file system has locks.
-        Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-        Err(fs::TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
+/// A file that keeps other writers out. It is unlocked, not only closed: a child that another thread is starting may still have it open.
+#[derive(Debug)]
+struct OwnFile(File);
+
+impl OwnFile {
+    #[cfg(unix)]
+    fn lock(file: File, path: &Path) -> Result<Self, Error> {
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+            // Not every file system has locks.
+            Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                Ok(Self(file))
+            }
+            Err(fs::TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
+        }
+    }
+
+    /// Here a lock would keep readers out as well.
+    #[cfg(not(unix))]
+    fn lock(file: File, _: &Path) -> Result<Self, Error> {
+        Ok(Self(file))
     }
 }
 
-/// Here a lock would keep readers out as well.
-#[cfg(not(unix))]
-fn lock(_: &File, _: &Path) -> Result<(), Error> {
-    Ok(())
+impl Drop for OwnFile {
+    fn drop(&mut self) {
+        _ = self.0.unlock();
+    }
+}
+
+impl Deref for OwnFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
 }
 
 /// Whether the file is what has that name now.
@@ -313,4 +333,22 @@ fn last(lines: &mut Lines) -> Result<Option<proto::Position>, Error> {
         }
     }
     Ok(last)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_still_has_the_file_open_keeps_no_writer_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("r");
+        let file = create(&path).unwrap();
+        // As a child has it between fork(2) and execve(2).
+        let inherited = file.try_clone().unwrap();
+        assert!(matches!(existing(&path), Err(Error::InUse { .. })));
+        drop(file);
+        assert!(existing(&path).unwrap().is_some());
+        drop(inherited);
+    }
 }
