@@ -106,9 +106,22 @@ impl<P: Probe> Engine<P> {
         self.turn_after(Before::Whole);
     }
 
+    /// The same without a base: another turn follows at once, which might have to wait for it.
+    pub(super) fn turn_without_base(&mut self) {
+        self.turn_by(|ledger, engine| {
+            ledger.turn_without_base(engine.writer.position(), &engine.memory(), &engine.writer)
+        });
+    }
+
     fn turn_after(&mut self, before: Before) {
+        self.turn_by(|ledger, engine| {
+            ledger.turn(engine.writer.position(), &engine.memory(), before, &engine.writer)
+        });
+    }
+
+    fn turn_by(&mut self, turn: impl FnOnce(&mut Ledger, &Self) -> io::Result<()>) {
         let Some(mut ledger) = self.ledger.take() else { return };
-        match ledger.turn(self.writer.position(), &self.memory(), before, &self.writer) {
+        match turn(&mut ledger, self) {
             Ok(()) => self.ledger = Some(ledger),
             Err(error) => self.unkept = Some(Unkept::given_up(ledger, &error)),
         }
