@@ -329,6 +329,28 @@ async fn an_outage_is_not_forgotten_between_two_segments() {
 }
 
 #[tokio::test]
+async fn a_ledger_that_is_given_up_is_begun_anew_at_once_and_again_after_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("ledger");
+    let place = Place { directory, bytes: 64 << 20, bounds: Bounds::default() };
+    let (mut engine, _tree) = still(Past::at(&place));
+    let fail = |engine: &mut Engine<Flood>| {
+        engine.give_up_ledger(&std::io::ErrorKind::StorageFull.into());
+        assert!(engine.ledger.is_none() && !place.directory.exists());
+    };
+    fail(&mut engine);
+    let clock = Clock::read();
+    engine.keep_again(clock);
+    assert!(engine.ledger.is_some() && place.read().unwrap().is_some());
+    fail(&mut engine);
+    std::fs::write(&place.directory, "no directory").unwrap();
+    engine.keep_again(clock);
+    std::fs::remove_file(&place.directory).unwrap();
+    engine.keep_again(clock);
+    assert!(engine.ledger.is_none(), "a failed attempt is not repeated at once");
+}
+
+#[tokio::test]
 async fn a_snapshot_is_of_the_containers_that_match_in_the_order_of_their_paths() {
     let scan = |reason| {
         let found = |(id, parent, path): (u64, u64, String)| ScannedCgroup {
