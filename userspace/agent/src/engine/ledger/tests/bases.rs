@@ -208,6 +208,21 @@ fn what_an_earlier_release_numbered_in_another_way_is_gone_on_with() {
     assert_eq!(next.extent(), daemon.hub.extent());
 }
 
+#[test]
+fn only_the_last_of_two_turns_begins_a_base_and_that_has_its_own_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place { bytes: SEGMENT, ..place(directory.path()) };
+    let Daemon { memory, writer, mut ledger, .. } = Daemon::begin(&place);
+    let memory = memory.borrowed();
+    ledger.turn_without_base(writer.position(), &memory, &writer).unwrap();
+    assert!(ledger.making.is_none() && ledger.is_base_due(&writer));
+    ledger.turn(writer.position(), &memory, Before::Broken, &writer).unwrap();
+    ledger.settle().unwrap();
+    let boot = fs::read_to_string(BOOT_ID).unwrap();
+    let before = |number| segment::Segment::read(&place, number, &boot).unwrap().head.before;
+    assert_eq!([before(2), before(3)], [Before::Whole, Before::Broken], "the base, and the segment");
+}
+
 fn on_disk(place: &Place) -> u64 {
     let files = segment::numbers(&place.directory).unwrap().into_iter();
     files.map(|number| fs::metadata(place.segment(number)).unwrap().len()).sum()
