@@ -16,8 +16,8 @@ use crate::clock::Clock;
 #[derive(Debug)]
 pub(super) struct Unkept {
     place: Place,
-    /// When it was tried last.
-    tried: KernelTime,
+    /// When it could not be begun, if that was tried.
+    tried: Option<KernelTime>,
 }
 
 impl Unkept {
@@ -31,20 +31,20 @@ impl Unkept {
             %error,
             "cannot write the ledger; retrying"
         );
-        Self { place, tried: Clock::read().now() }
+        Self { place, tried: Some(Clock::read().now()) }
     }
 
-    /// One that could not be gone on with.
+    /// One that could not be gone on with. Whether it can be begun anew shows at the next tick.
     pub(super) fn given_up(ledger: Ledger, error: &io::Error) -> Self {
         let place = ledger.give_up();
         if let Err(error) = place.remove() {
             tracing::error!(path = %place.directory.display(), %error, "cannot remove an incomplete ledger");
         }
-        Self::new(place, error)
+        Self { tried: None, ..Self::new(place, error) }
     }
 
     fn is_due(&self, now: KernelTime) -> bool {
-        now.0.saturating_sub(self.tried.0) >= Self::PAUSE
+        self.tried.is_none_or(|tried| now.0.saturating_sub(tried.0) >= Self::PAUSE)
     }
 }
 
@@ -97,7 +97,7 @@ impl<P: Probe> Engine<P> {
         }
     }
 
-    fn give_up_ledger(&mut self, error: &io::Error) {
+    pub(super) fn give_up_ledger(&mut self, error: &io::Error) {
         self.unkept = self.ledger.take().map(|ledger| Unkept::given_up(ledger, error));
     }
 
@@ -106,9 +106,22 @@ impl<P: Probe> Engine<P> {
         self.turn_after(Before::Whole);
     }
 
+    /// The same without a base: another turn follows at once, which might have to wait for it.
+    pub(super) fn turn_without_base(&mut self) {
+        self.turn_by(|ledger, engine| {
+            ledger.turn_without_base(engine.writer.position(), &engine.memory(), &engine.writer)
+        });
+    }
+
     fn turn_after(&mut self, before: Before) {
+        self.turn_by(|ledger, engine| {
+            ledger.turn(engine.writer.position(), &engine.memory(), before, &engine.writer)
+        });
+    }
+
+    fn turn_by(&mut self, turn: impl FnOnce(&mut Ledger, &Self) -> io::Result<()>) {
         let Some(mut ledger) = self.ledger.take() else { return };
-        match ledger.turn(self.writer.position(), &self.memory(), before, &self.writer) {
+        match turn(&mut ledger, self) {
             Ok(()) => self.ledger = Some(ledger),
             Err(error) => self.unkept = Some(Unkept::given_up(ledger, &error)),
         }
@@ -131,7 +144,7 @@ impl<P: Probe> Engine<P> {
                 tracing::info!(path = %place.directory.display(), "recovered: what is observed is kept again");
                 self.ledger = Some(ledger);
             }
-            Err(_) => self.unkept = Some(Unkept { place, tried: clock.now() }),
+            Err(_) => self.unkept = Some(Unkept { place, tried: Some(clock.now()) }),
         }
     }
 }

@@ -25,11 +25,11 @@
 //! instant the process ends, it is there whole or not at all. That needs no fsync(2): the files outlive the process, not the machine's
 //! boot.
 //!
-//! What is left of a ledger that is removed, or cannot be, is never gone on with as if it were all: the oldest segment goes first, so that
-//! what is left has no base; a ledger that is given up says so.
+//! What is left of a ledger that is removed, or cannot be, is never gone on with as if it were all: the oldest file goes first, so that what
+//! is left begins without a state, and is refused, or with one and all that followed it; a ledger that is given up says so.
 //!
-//! Bounded: a base is begun before there is no room for it beside the segments. If the next segment is full before the base is written,
-//! the engine waits for it.
+//! Bounded: a base is begun before there is no room for it beside the segments. If another segment has no room beside them before the base
+//! is written, the engine waits for it.
 //!
 //! Owns the files: begins, fills, bounds and removes them. Never decides what follows from an observation.
 
@@ -71,7 +71,8 @@ pub(crate) use memory::Memory;
 pub(crate) use refusal::Refusal;
 pub(crate) use replay::History;
 
-/// A segment has so many bytes for entries, unless one alone needs more. Their memory is allocated when it begins, in about a millisecond.
+/// A segment has so many bytes for entries, and room for the one more that the last one had none for. Their memory is allocated when it
+/// begins, in about a millisecond.
 const SEGMENT: usize = 4 << 20;
 /// A base may have at least so many bytes of the journal.
 const JOURNAL_MIN: usize = SEGMENT / 2;
@@ -109,9 +110,8 @@ pub(crate) struct Ledger {
     used: usize,
     number: u64,
     boot: String,
-    /// The numbers of the files before, and their bytes.
-    earlier: Vec<u64>,
-    earlier_bytes: usize,
+    /// The numbers of the files before, ascending, and the bytes of each.
+    earlier: Vec<(u64, usize)>,
     /// The bytes of the last base's state.
     state: usize,
     /// The bytes of the segments since then, but for the last one.
@@ -148,24 +148,13 @@ impl Place {
         is_removed(fs::remove_file(self.directory.join(Draft::SEGMENT)))?;
         let boot = fs::read_to_string(BOOT_ID)?;
         let head = head(&self, &boot, position, memory, Before::Whole);
-        let base = Base::new(self.clone(), number, head, memory.to_owned(), journal.until_now(), earlier);
-        let (draft, state) = base.write(SEGMENT)?;
+        let base = Base::new(self.clone(), number, head, journal.until_now(), earlier);
+        let (draft, state) = base.write(memory, SEGMENT)?;
         let used = draft.used;
         let file = draft.name(&self, number)?;
         let (earlier, making) = (Vec::new(), None);
-        let ledger = Ledger {
-            place: self,
-            file,
-            used,
-            number,
-            boot,
-            earlier,
-            earlier_bytes: 0,
-            state,
-            since: 0,
-            making,
-            wanted: 0,
-        };
+        let ledger =
+            Ledger { place: self, file, used, number, boot, earlier, state, since: 0, making, wanted: 0 };
         match base.remove_earlier() {
             Ok(()) => Ok(ledger),
             Err(error) => {
@@ -193,7 +182,8 @@ impl Place {
         }
     }
 
-    /// Removes all segments, the oldest first: whenever the process ends, what is left leads to the last state, as all did.
+    /// Removes all segments, the oldest first: whenever the process ends, what is left begins without a state, and is refused, or with
+    /// one and all that followed it.
     pub(super) fn remove_segments(&self) -> io::Result<()> {
         let found = match numbers(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -227,13 +217,38 @@ impl Ledger {
         before: Before,
         journal: &Writer,
     ) -> io::Result<()> {
-        self.settle()?;
-        let head = head(&self.place, &self.boot, position, memory, before);
-        self.begin_segment(&head, (before == Before::Broken).then_some(memory))?;
-        if self.is_base_due(journal) {
-            self.making = Some(self.base(head, memory, journal).start()?);
+        let head = self.begin_next(position, memory, before, journal)?;
+        if self.making.is_none() && self.is_base_due(journal) {
+            self.making = Some(self.base(head, journal).start(memory.to_owned())?);
         }
         Ok(())
+    }
+
+    /// Begins the next segment, and no base: for who turns again at once.
+    pub(super) fn turn_without_base(
+        &mut self,
+        position: Position,
+        memory: &MemoryOf<'_>,
+        journal: &Writer,
+    ) -> io::Result<()> {
+        self.begin_next(position, memory, Before::Whole, journal).map(drop)
+    }
+
+    fn begin_next(
+        &mut self,
+        position: Position,
+        memory: &MemoryOf<'_>,
+        before: Before,
+        journal: &Writer,
+    ) -> io::Result<Head> {
+        self.look_after_base()?;
+        let state = if before == Before::Broken { self.state } else { 0 };
+        if !self.has_room_beside_base(state, journal) {
+            self.settle()?;
+        }
+        let head = head(&self.place, &self.boot, position, memory, before);
+        self.begin_segment(&head, (before == Before::Broken).then_some(memory))?;
+        Ok(head)
     }
 
     /// Takes note of a base that has been written meanwhile, and of why it has not.
@@ -248,23 +263,23 @@ impl Ledger {
     fn settle(&mut self) -> io::Result<()> {
         let Some(making) = self.making.take() else { return Ok(()) };
         let (number, base) = making.wait()?;
-        (self.earlier, self.earlier_bytes) = (vec![number], base.bytes);
-        (self.state, self.since) = (base.state, 0);
+        self.earlier.retain(|(earlier, _)| *earlier > number);
+        (self.state, self.since) = (base.state, self.earlier_bytes());
+        self.earlier.insert(0, (number, base.bytes));
         Ok(())
     }
 
     /// With a state, if the entries before do not lead to it.
     fn begin_segment(&mut self, head: &Head, state: Option<&MemoryOf<'_>>) -> io::Result<()> {
         let (head, state) = (serde_json::to_vec(head)?, state.map(serde_json::to_vec).transpose()?);
-        let room = SEGMENT.max(std::mem::take(&mut self.wanted) + DRAIN_ROOM);
+        let room = SEGMENT + std::mem::take(&mut self.wanted);
         let bytes = room + head.len() + state.as_ref().map_or(0, Vec::len);
         let mut draft = Draft::begin(&self.place, Draft::SEGMENT, bytes)?;
         draft.put(Tag::Head, &head)?;
         state.into_iter().try_for_each(|state| draft.put(Tag::State, &state))?;
         let (used, next) = (draft.used, self.number + 1);
         let file = draft.name(&self.place, next)?;
-        self.earlier.push(self.number);
-        self.earlier_bytes += self.file.size();
+        self.earlier.push((self.number, self.file.size()));
         self.since += self.file.size();
         (self.file, self.used, self.number) = (file, used, next);
         Ok(())
@@ -273,16 +288,35 @@ impl Ledger {
     /// Whether there would be no room for a base at the next turn. Between two, at least two fifths of a base are written: what there is is
     /// not mostly written again.
     fn is_base_due(&self, journal: &Writer) -> bool {
-        let base = self.state + journal.kept_bytes().min(self.place.journal_bytes());
-        let is_full = self.earlier_bytes + self.file.size() + base > self.place.bytes;
-        is_full && 5 * self.since >= 2 * base
+        let base = self.base_bytes(journal);
+        self.bytes() + base > self.place.bytes && 5 * self.since >= 2 * base
+    }
+
+    /// Whether there is room for the next segment, with a state of so many bytes, too, while a base is written.
+    fn has_room_beside_base(&self, state: usize, journal: &Writer) -> bool {
+        let next = SEGMENT + self.wanted + state;
+        self.bytes() + self.base_bytes(journal) + next <= self.place.bytes + 2 * SEGMENT
+    }
+
+    /// How large a base is, about.
+    fn base_bytes(&self, journal: &Writer) -> usize {
+        self.state + journal.kept_bytes().min(self.place.journal_bytes())
+    }
+
+    /// Of all files, without a base that is being written.
+    fn bytes(&self) -> usize {
+        self.earlier_bytes() + self.file.size()
+    }
+
+    fn earlier_bytes(&self) -> usize {
+        self.earlier.iter().map(|(_, bytes)| bytes).sum()
     }
 
     /// The base of the state with which the last segment begins.
-    fn base(&mut self, head: Head, memory: &MemoryOf<'_>, journal: &Writer) -> Base {
-        let mut earlier = self.earlier.clone();
+    fn base(&self, head: Head, journal: &Writer) -> Base {
+        let mut earlier: Vec<_> = self.earlier.iter().map(|(number, _)| *number).collect();
         let number = earlier.pop().expect("the segment that has just ended");
-        Base::new(self.place.clone(), number, head, memory.to_owned(), journal.until_now(), earlier)
+        Base::new(self.place.clone(), number, head, journal.until_now(), earlier)
     }
 
     /// A record, before it is consumed.

@@ -364,6 +364,9 @@ impl<P: Probe> Engine<P> {
         if let Some(recorder) = &mut self.recorder {
             recorder.write(&observation);
         }
+        if matches!(observation, Observation::AgentRestarted { .. }) {
+            self.outage = None;
+        }
         self.asked.answered(&observation);
         self.reported.observe(&observation);
         self.node.observe(observation, &mut self.output)

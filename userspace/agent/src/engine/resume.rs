@@ -93,8 +93,6 @@ impl<P: Probe> Engine<P> {
     pub(super) fn restarted(&mut self, from: KernelTime) {
         let (to, records) = (Clock::read().now(), self.records);
         tracing::info!(records, "resumed from the ledger of the previous daemon");
-        // It goes with the observation: a segment that is begun now has it.
-        self.outage = None;
         self.observe(Observation::AgentRestarted { from, to, records });
     }
 }

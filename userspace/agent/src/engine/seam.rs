@@ -52,7 +52,7 @@ impl<P: Probe> Engine<P> {
         self.suppressed = SuppressedWrites::default();
         // First the ledger: a daemon that finds the new programs has to know what it was that the old ones recorded. One that finds
         // the old ones still reports their losses a second time.
-        self.turn();
+        self.turn_without_base();
         self.probe.hand_over();
         // Then again: if the old programs could not be removed, no daemon goes on with them.
         self.turn();

@@ -298,6 +298,58 @@ async fn a_ledger_that_can_neither_be_continued_nor_removed_keeps_the_daemon_fro
     assert!(error.to_string().contains(place.directory.to_str().unwrap()), "{error}");
 }
 
+/// An engine that nothing is observed of but what a test has it observe.
+fn still(past: Past) -> (Engine<Flood>, tempfile::TempDir) {
+    let probe = Flood { read: Arc::default(), backlog: 0, adoptable: Arc::default() };
+    let (parts, _, tree) = parts(|reason| Ok(Scan::empty(reason, KernelTime(0))), past, probe);
+    (Engine::new(parts, None).unwrap(), tree)
+}
+
+#[tokio::test]
+async fn an_outage_is_not_forgotten_between_two_segments() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("ledger");
+    let place = Place { directory, bytes: 64 << 20, bounds: Bounds::default() };
+    let (mut engine, _tree) = still(Past::at(&place));
+    engine.outage = Some(KernelTime(5));
+    while engine.keep(|ledger| ledger.record(&[0; 1 << 16])) {}
+    while engine.keep(|ledger| ledger.record(&[])) {}
+    engine.restarted(KernelTime(5));
+    assert_eq!((engine.outage, Past::at(&place).memory.outage), (None, None));
+    drop(engine);
+    // As if it had ended before the observation was in: of the segment that it is in, only the head counts.
+    let files = std::fs::read_dir(&place.directory).unwrap().map(|file| file.unwrap().path());
+    let segment = files.max().unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    // See the ledger's `format`: magic, bytes that count, length and tag of an entry.
+    let head = u64::from(u32::from_ne_bytes(*bytes[16..].first_chunk().unwrap()));
+    bytes[8..16].copy_from_slice(&(16 + 5 + head).to_ne_bytes());
+    std::fs::write(&segment, &bytes).unwrap();
+    assert_eq!(Past::at(&place).memory.outage, Some(KernelTime(5)));
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_given_up_is_begun_anew_at_once_and_again_after_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("ledger");
+    let place = Place { directory, bytes: 64 << 20, bounds: Bounds::default() };
+    let (mut engine, _tree) = still(Past::at(&place));
+    let fail = |engine: &mut Engine<Flood>| {
+        engine.give_up_ledger(&std::io::ErrorKind::StorageFull.into());
+        assert!(engine.ledger.is_none() && !place.directory.exists());
+    };
+    fail(&mut engine);
+    let clock = Clock::read();
+    engine.keep_again(clock);
+    assert!(engine.ledger.is_some() && place.read().unwrap().is_some());
+    fail(&mut engine);
+    std::fs::write(&place.directory, "no directory").unwrap();
+    engine.keep_again(clock);
+    std::fs::remove_file(&place.directory).unwrap();
+    engine.keep_again(clock);
+    assert!(engine.ledger.is_none(), "a failed attempt is not repeated at once");
+}
+
 #[tokio::test]
 async fn a_snapshot_is_of_the_containers_that_match_in_the_order_of_their_paths() {
     let scan = |reason| {

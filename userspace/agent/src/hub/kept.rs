@@ -275,7 +275,18 @@ impl<'a> Restoring<'a> {
 
     /// There are no more rows.
     pub(crate) fn end(self) {
-        let Self { writer, gone, .. } = self;
+        let Self { writer, mut gone, .. } = self;
+        writer.hub().window.look(|journal, names| {
+            // Which of those that left were without names is not known. If the oldest one that is left has them, and not as the first
+            // one, none of them comes late.
+            gone.retain(|of, _| {
+                let oldest = names.of(*of).and_then(|(_, oldest)| journal.get(oldest));
+                oldest.is_some_and(|entry| {
+                    entry.kind == EventKind::Updated
+                        || entry.subject.as_ref().is_some_and(|of| of.subject.facts.is_none())
+                })
+            });
+        });
         writer.hub().window.amend(|names| gone.into_iter().for_each(|(of, gone)| names.had_left(of, gone)));
     }
 
@@ -417,6 +428,26 @@ mod tests {
         assert_eq!(events[1].container.as_ref().unwrap().id, &*storm.container_id.0);
         assert_eq!(gap.lost["event"] + events.len() as u64 - 1, 3002, "each event or its place");
         assert!(gap.lost["event"] > 1000 && gap.lost["event"] < 2000, "{gap:?}");
+    }
+
+    #[tokio::test]
+    async fn only_what_was_given_up_without_names_is_still_owed() {
+        let named = subject(1, Some(facts("prod", "web", "nginx")));
+        let (of_web, other) =
+            (proto::Filter { pods: vec!["web".into()], ..Default::default() }, subject(2, None));
+        for (before, expected) in [(&named, &[101][..]), (&subject(1, None), &[100, 101])] {
+            let (_, mut writer) = hub(1024);
+            writer.append((0..100).map(|_| stopped(before)), clock());
+            let whole = writer.until_now().kept(usize::MAX, 5).bytes();
+            let (after, rows) = rows(&writer, whole / 2);
+            let (next, mut writer) = restored(after, &rows, 64);
+            // Nothing that came before is left.
+            writer.append([updated(&named)], clock());
+            writer.append((0..63).map(|_| stopped(&other)), clock());
+            let filter = of_web.clone().try_into().unwrap();
+            let mut watcher = next.watch(Start::After(position(100)), false, filter).unwrap();
+            assert_eq!(numbers(&rest(&mut watcher).await), expected);
+        }
     }
 
     #[test]

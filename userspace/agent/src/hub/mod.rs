@@ -333,6 +333,29 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn what_had_its_names_when_it_left_is_not_owed_to_who_resumes() {
+        let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));
+        let (filter, other) =
+            (proto::Filter { pods: vec!["web".into()], ..Default::default() }, subject(2, None));
+        // Who comes with another epoch gets a gap for what has left, and no second one.
+        for (before, epoch, seq, expected) in [
+            (&named, "epoch", 5, &[7][..]),
+            (&unnamed, "epoch", 5, &[2, 7]),
+            (&unnamed, "another", 1, &[2, 7]),
+        ] {
+            let (hub, mut writer) = hub(8);
+            writer.append([updated(before), stopped(before)], clock());
+            writer.append((0..4).map(|_| stopped(&other)), clock());
+            writer.append([updated(&named)], clock());
+            writer.append((0..3).map(|_| stopped(&other)), clock());
+            let after = Position { epoch: Epoch(epoch.into()), seq };
+            let filter = filter.clone().try_into().unwrap();
+            let events = rest(&mut hub.watch(Start::After(after), false, filter).unwrap()).await;
+            assert_eq!(numbers(&events), expected, "{epoch}");
+        }
+    }
+
     #[test]
     fn large_labels_are_held_once_and_bounded_in_bytes() {
         const LABELS: usize = 700_000;

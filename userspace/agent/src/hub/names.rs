@@ -24,7 +24,7 @@ struct Named {
     gone: Option<Gone>,
 }
 
-/// A container's events that have left the window since it had none of it.
+/// A container's events that have left the window since it had none of it, and were without its names: no others come late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gone {
     /// The number of the first.
@@ -72,7 +72,7 @@ impl Names {
         }
         if named.events.is_empty() {
             self.0.remove(&subject.subject.cgroup_id);
-        } else if let Some(seq) = seq {
+        } else if let Some(seq) = seq.filter(|_| subject.subject.facts.is_none()) {
             let gone = named.gone.get_or_insert(Gone { first: seq, last: seq, count: 0 });
             *gone = Gone { last: seq, count: gone.count + 1, ..*gone };
         }

@@ -63,8 +63,8 @@ pub struct Watcher {
     changed: watch::Receiver<u64>,
     filter: Filter,
     cursor: Cursor,
-    /// No event before is delivered, not even late. Of who resumes it is the first one: while a container had no name, its events were
-    /// not delivered either.
+    /// No event before is delivered, not even late. Of who resumes it is the first one, unless a gap stands for those before: while a
+    /// container had no name, its events were not delivered either.
     first_seq: u64,
     /// The number of the last event to deliver; none: follow.
     last_seq: Option<u64>,
@@ -161,9 +161,10 @@ impl Hub {
             Ok((cursor, gap, journal.last_seq()))
         })?;
         let opening = gap.map(|gap| self.own_event(cursor.seq(), gap));
+        let has_gap = opening.is_some();
         let last_seq = (!follow).then_some(present);
         let watcher = self.watcher(changed, cursor, present, filter, opening);
-        let first_seq = if matches!(start, Start::After(_)) { 1 } else { watcher.first_seq };
+        let first_seq = if matches!(start, Start::After(_)) && !has_gap { 1 } else { watcher.first_seq };
         Ok(Watcher { first_seq, last_seq, ..watcher })
     }
 

@@ -3,7 +3,8 @@
 //! The file is in memory (`/run`), for this process's user alone, and is read once. One that another user could have written, of another
 //! boot, that is larger than what can wait, or cannot be decoded, is removed and not used. A proxy that is killed leaves none.
 
-use std::ffi::OsString;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -42,9 +43,14 @@ enum Unusable {
 impl Left {
     /// In the directory that systemd gives the unit, or beside the socket.
     pub fn beside(socket: &Path) -> Self {
-        let given = std::env::var_os("RUNTIME_DIRECTORY").filter(|given| !given.is_empty());
-        Self(match given {
-            Some(directory) => PathBuf::from(directory).join("requests"),
+        Self::of(env::var_os("RUNTIME_DIRECTORY").as_deref(), socket)
+    }
+
+    /// The first directory, if there are several: systemd separates them as in `PATH`.
+    fn of(given: Option<&OsStr>, socket: &Path) -> Self {
+        let first = given.and_then(|given| env::split_paths(given).next());
+        Self(match first.filter(|directory| !directory.as_os_str().is_empty()) {
+            Some(directory) => directory.join("requests"),
             None => with_suffix(socket, ".requests"),
         })
     }
@@ -57,7 +63,9 @@ impl Left {
         };
         let path = self.0.display();
         if let Err(error) = fs::remove_file(&self.0) {
-            tracing::warn!(%path, %error, "cannot remove the requests that an earlier proxy left");
+            // They would be reported again by each later proxy.
+            tracing::warn!(%path, %error, "cannot remove the requests that an earlier proxy left; ignoring them");
+            return None;
         }
         read.inspect_err(
             |error| tracing::warn!(%path, %error, "the requests that an earlier proxy left are refused"),
@@ -94,9 +102,12 @@ impl Left {
         }
         let mut options = OpenOptions::new();
         let mut file: File = options.write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(&fs::read(BOOT_ID)?)?;
-        file.write_all(&waiting.encode_to_vec())?;
-        fs::rename(new, &self.0)
+        let mut write = || {
+            file.write_all(&fs::read(BOOT_ID)?)?;
+            file.write_all(&waiting.encode_to_vec())?;
+            fs::rename(&new, &self.0)
+        };
+        write().inspect_err(|_| drop(fs::remove_file(&new)))
     }
 }
 
@@ -130,6 +141,20 @@ mod tests {
         assert_eq!(left.take(), Some(proto::ReportCriRequestsRequest::default()), "the last one's");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         Left(directory.path().join("missing/requests")).put(&waiting()).unwrap_err();
+        // What cannot be put leaves nothing, either.
+        fs::create_dir(&left.0).unwrap();
+        left.put(&waiting()).unwrap_err();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn it_is_in_the_first_directory_of_the_unit_or_beside_the_socket() {
+        let path = |given: Option<&str>| Left::of(given.map(OsStr::new), Path::new("/run/proxy.sock")).0;
+        assert_eq!(path(Some("/run/a:/run/b")), Path::new("/run/a/requests"));
+        assert_eq!(path(Some("/run/a")), Path::new("/run/a/requests"));
+        for none in [Some(""), None] {
+            assert_eq!(path(none), Path::new("/run/proxy.sock.requests"));
+        }
     }
 
     #[test]

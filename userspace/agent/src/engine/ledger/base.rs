@@ -12,8 +12,8 @@ use std::fs;
 use std::io;
 use std::thread::{self, JoinHandle};
 
-use super::format::{ENTRY_HEAD, Head, Tag};
-use super::{Draft, Memory, Place, is_removed};
+use super::format::{Before, ENTRY_HEAD, Head, Tag};
+use super::{Draft, Memory, MemoryOf, Place, is_removed};
 use crate::hub::JournalUntil;
 
 /// A base that is to be written.
@@ -22,7 +22,6 @@ pub(super) struct Base {
     place: Place,
     number: u64,
     head: Head,
-    memory: Memory,
     journal: JournalUntil,
     /// What it replaces, besides the file with its number.
     earlier: Vec<u64>,
@@ -48,32 +47,32 @@ impl Base {
         place: Place,
         number: u64,
         head: Head,
-        memory: Memory,
         journal: JournalUntil,
         earlier: Vec<u64>,
     ) -> Self {
-        Self { place, number, head, memory, journal, earlier }
+        Self { place, number, head, journal, earlier }
     }
 
-    /// Has a thread do all of it.
-    pub(super) fn start(self) -> io::Result<Making> {
+    /// Has a thread do all of it, from a copy of the state.
+    pub(super) fn start(self, memory: Memory) -> io::Result<Making> {
         let number = self.number;
-        let thread = thread::Builder::new().name("ledger".to_owned()).spawn(move || self.run())?;
-        Ok(Making::of(number, thread))
+        let run = move || self.run(&memory.borrowed());
+        Ok(Making::of(number, thread::Builder::new().name("ledger".to_owned()).spawn(run)?))
     }
 
-    fn run(self) -> io::Result<Size> {
-        let (draft, state) = self.write(0)?;
+    pub(super) fn run(&self, memory: &MemoryOf<'_>) -> io::Result<Size> {
+        let (draft, state) = self.write(memory, 0)?;
         let bytes = draft.name(&self.place, self.number)?.size();
         self.remove_earlier()?;
         Ok(Size { bytes, state })
     }
 
     /// Writes it, with room for so many bytes of entries; how many its head and state have.
-    pub(super) fn write(&self, room: usize) -> io::Result<(Draft, usize)> {
+    pub(super) fn write(&self, memory: &MemoryOf<'_>, room: usize) -> io::Result<(Draft, usize)> {
         let journal = self.journal.kept(self.place.journal_bytes(), ENTRY_HEAD);
-        let head = Head { journal_after: Some(journal.after()), ..self.head.clone() };
-        let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(&self.memory.borrowed())?);
+        // It has its state, whatever was before.
+        let head = Head { journal_after: Some(journal.after()), before: Before::Whole, ..self.head.clone() };
+        let (head, state) = (serde_json::to_vec(&head)?, serde_json::to_vec(memory)?);
         let size = head.len() + state.len();
         let mut draft = Draft::begin(&self.place, Draft::BASE, size + journal.bytes() + room)?;
         draft.put(Tag::Head, &head)?;

@@ -81,7 +81,22 @@ fn is_attached_set(set: &Path) -> bool {
         && fs::read_dir(set.join("links")).is_ok_and(|links| links.flatten().any(|link| is_ours(&link)))
 }
 
-/// Whether a daemon uses the sets in it. For that moment, it is locked here: whoever locks it tries more than once.
+/// Whether a daemon uses the sets in it; or may, if the directory cannot be opened. For that moment, it is locked here: whoever locks it tries more than once.
 fn is_locked(directory: &Path) -> bool {
-    File::open(directory).is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
+    File::open(directory).map_or(true, |file| Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_locked_has_no_reader() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        assert!(!is_locked(path));
+        let _lock = Flock::lock(File::open(path).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        assert!(is_locked(path));
+        assert!(is_locked(&path.join("removed")), "it cannot be opened");
+    }
 }

@@ -19,7 +19,13 @@ fn full(place: &Place) -> (Place, Daemon) {
 fn turn(daemon: &mut Daemon) {
     let memory = daemon.memory.borrowed();
     daemon.ledger.turn(daemon.writer.position(), &memory, Before::Whole, &daemon.writer).unwrap();
+    if daemon.ledger.making.is_none() {
+        return;
+    }
+    let before = daemon.ledger.bytes();
     daemon.ledger.settle().unwrap();
+    let (_, base) = daemon.ledger.earlier[0];
+    assert!(before + base <= daemon.ledger.place.bytes + 2 * SEGMENT, "{base} beside {before}");
 }
 
 /// Whether the last turn has begun a base.
