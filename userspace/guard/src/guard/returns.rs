@@ -98,9 +98,9 @@ impl Guard {
             let (Some(loan), Some(quiet)) = (guarded.loan, guarded.rule.give_back_after) else { continue };
             let read = || -> std::io::Result<_> {
                 let cgroup = Cgroup::find(&guarded.container.cgroup_path, cgroup_id)?;
-                cgroup.map(|cgroup| Ok((sizes(&cgroup, is_braked)?, cgroup.usage()?))).transpose()
+                cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.usage()?, cgroup))).transpose()
             };
-            let (sizes, used) = match read() {
+            let (limit, used, cgroup) = match read() {
                 Ok(Some(read)) => read,
                 Ok(None) => continue,
                 Err(error) if cgroup::is_gone(&error) => continue,
@@ -110,8 +110,15 @@ impl Guard {
                     continue;
                 }
             };
-            let sample = Sample { now: program::now(), limit: sizes.limit, used, sizes };
-            let next = guarded.give_back.sample(&loan, &guarded.rule, quiet, sample);
+            let sample = Sample { now: program::now(), limit, used };
+            let container = &guarded.container.id;
+            let sizes = || {
+                let sizes = sizes(&cgroup, is_braked);
+                sizes
+                    .inspect_err(|error| tracing::debug!(container, %error, "cannot sample a container"))
+                    .ok()
+            };
+            let next = guarded.give_back.sample(&loan, &guarded.rule, quiet, sample, sizes);
             self.follow(cgroup_id, next)?;
         }
         Ok(())
