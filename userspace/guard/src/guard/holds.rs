@@ -302,7 +302,9 @@ impl Guard {
             Input::Raised(Err(refusal)) if !refusal.may_come_later() => {
                 self.set_loan(cgroup_id, |loan| loan?.withdrawn(raise.to));
             }
-            Input::Raised(Err(refusal)) if refusal.is_open() => self.resolve(cgroup_id, raise),
+            Input::Raised(Err(refusal)) if refusal.is_open() => {
+                self.resolve(cgroup_id, Late { change: raise, since });
+            }
             Input::Verified(Ok(_)) if current.is_some() => {
                 self.set_loan(cgroup_id, |loan| loan?.confirmed(raise.to));
             }
