@@ -135,11 +135,15 @@ impl Cgroup {
         let mut all: Vec<_> = self.levels.first().cloned().into_iter().collect();
         let (mut at, mut count) = (0, 0_u64);
         while let Some(directory) = all.get(at) {
-            let below = || fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>();
-            let (Ok(list), Ok(below)) = (read(directory, "cgroup.procs"), below()) else { return threads };
-            count = count.saturating_add(list.lines().count() as u64);
-            let directories = below.into_iter().filter(|of| of.file_type().is_ok_and(|of| of.is_dir()));
-            all.extend(directories.map(|of| of.path()));
+            match listed(directory) {
+                Ok((processes, below)) => {
+                    count = count.saturating_add(processes);
+                    all.extend(below);
+                }
+                // One that is removed meanwhile has no processes.
+                Err(error) if at > 0 && is_gone(&error) => {}
+                Err(_) => return threads,
+            }
             at += 1;
             if all.len() > NESTED {
                 return threads;
@@ -175,6 +179,32 @@ impl Cgroup {
 /// Whether an error says that the cgroup is gone: its directory is, or its files act no more.
 pub fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
+}
+
+/// How many cgroups are below.
+fn descendants(directory: &Path) -> io::Result<usize> {
+    let stat = read(directory, "cgroup.stat")?;
+    let count = stat.lines().find_map(|line| line.strip_prefix("nr_descendants ")?.parse().ok());
+    count.ok_or_else(|| io::Error::other("cgroup.stat has no nr_descendants"))
+}
+
+/// Processes in a cgroup, and the cgroups directly below. A directory is listed, which is the costly part, only if it is worth it.
+fn listed(directory: &Path) -> io::Result<(u64, Vec<PathBuf>)> {
+    let nested = descendants(directory)?;
+    if nested >= NESTED {
+        return Err(io::Error::other("too many cgroups to look at"));
+    }
+    let processes = read(directory, "cgroup.procs")?.lines().count() as u64;
+    let mut below = Vec::new();
+    if nested > 0 {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                below.push(entry.path());
+            }
+        }
+    }
+    Ok((processes, below))
 }
 
 fn limit(directory: &Path, name: &str) -> io::Result<Option<Bytes>> {
@@ -306,21 +336,32 @@ mod tests {
     fn processes_are_counted_in_all_cgroups_below_or_else_each_thread_is_one() {
         let (root, id) = tree(&[("c", "60", 50, 0)]);
         let cgroup = Cgroup::below(root.path(), "/c", id).unwrap().unwrap();
-        let place = |path: &str, pids: &str| {
+        let place = |path: &str, pids: &str, nested: usize| {
             let directory = root.path().join(path);
             fs::create_dir_all(&directory).unwrap();
             fs::write(directory.join("cgroup.procs"), pids).unwrap();
+            let stat = format!("nr_descendants {nested}\nnr_dying_descendants 70\n");
+            fs::write(directory.join("cgroup.stat"), stat).unwrap();
         };
-        assert_eq!(cgroup.processes(9), 9, "no list");
-        place("c", "");
-        place("c/app", "7\n");
-        place("c/app/worker", "8\n9\n");
-        assert_eq!((cgroup.processes(9), cgroup.processes(2)), (3, 2));
-        fs::remove_file(root.path().join("c/app/worker/cgroup.procs")).unwrap();
-        assert_eq!(cgroup.processes(9), 9, "a threaded one");
-        place("c/app/worker", "8\n9\n");
-        (0..NESTED).for_each(|index| place(&format!("c/{index}"), "7\n"));
-        assert_eq!(cgroup.processes(99), 99, "too many");
+        assert_eq!(cgroup.processes(9), 9, "no files");
+        place("c", "6\n", 2);
+        place("c/app", "7\n", 1);
+        place("c/app/worker", "8\n9\n", 0);
+        assert_eq!((cgroup.processes(9), cgroup.processes(2)), (4, 2));
+        let list = root.path().join("c/app/worker/cgroup.procs");
+        fs::remove_file(&list).unwrap();
+        assert_eq!(cgroup.processes(9), 2, "one that is being removed");
+        fs::create_dir(&list).unwrap();
+        assert_eq!(cgroup.processes(9), 9, "a threaded one cannot be read");
+        place("c/app", "7\n", 0);
+        assert_eq!(cgroup.processes(9), 2, "nothing is looked for below");
+        place("c", "6\n", NESTED);
+        assert_eq!(cgroup.processes(9), 9, "too many");
+        (0..NESTED).for_each(|index| place(&format!("c/{index}"), "7\n", 0));
+        place("c", "6\n", NESTED - 1);
+        assert_eq!(cgroup.processes(99), 99, "there are more by now");
+        fs::remove_dir_all(root.path().join("c")).unwrap();
+        assert_eq!(cgroup.processes(9), 9, "gone");
     }
 
     #[test]

@@ -138,8 +138,6 @@ pub struct Sample {
     pub limit: Option<Bytes>,
     /// The usage.
     pub used: Bytes,
-    /// What else the threshold depends on.
-    pub(crate) sizes: Sizes,
 }
 
 /// What to do next.
@@ -204,10 +202,18 @@ impl GiveBack {
         matches!(self.stage, Stage::Lowering(_))
     }
 
-    /// Takes a sample of a container whose loan is to be given back after such a quiet time.
-    pub fn sample(&mut self, loan: &Loan, rule: &Rule, quiet: Duration, sample: Sample) -> Next {
+    /// Takes a sample of a container whose loan is to be given back after such a quiet time. `sizes` reads what else the threshold depends
+    /// on, and is called only when that has passed; none: it cannot be read, and the next sample asks again.
+    pub(crate) fn sample(
+        &mut self,
+        loan: &Loan,
+        rule: &Rule,
+        quiet: Duration,
+        sample: Sample,
+        sizes: impl FnOnce() -> Option<Sizes>,
+    ) -> Next {
         let Stage::Watching(window) = &mut self.stage else { return Next::Wait };
-        let Sample { now, limit, used, sizes } = sample;
+        let Sample { now, limit, used } = sample;
         let Some(limit) = limit.filter(|limit| loan.is_ours(*limit)) else {
             return Next::Forget { limit };
         };
@@ -228,12 +234,13 @@ impl GiveBack {
         if now.saturating_sub(current.since) < nanos(quiet) {
             return Next::Wait;
         }
-        *window = None;
         if limit <= loan.original {
             let change = Change { from: loan.limit, to: limit };
             self.stage = Stage::Verifying(change);
             return Next::Verify(change);
         }
+        let Some(sizes) = sizes() else { return Next::Wait };
+        *window = None;
         match lower(loan.original, limit, rule, sizes, current.peak) {
             Some(to) => {
                 let change = Change { from: limit, to };

@@ -16,6 +16,9 @@ pub(crate) struct Lent {
     pub cgroup_id: u64,
     pub cgroup_path: String,
     pub container_id: String,
+    /// How many raises it took; none: a guard has put it down that did not record that.
+    #[serde(default)]
+    pub raises: Option<u32>,
     #[serde(flatten)]
     pub loan: Loan,
 }
@@ -73,10 +76,15 @@ mod tests {
         let mut loans = Loans::new(path.clone());
         assert_eq!(loans.load(), []);
         let loan = Loan::requested(None, Change { from: Bytes(64), to: Bytes(128) });
-        let lent =
-            Lent { cgroup_id: 1, cgroup_path: "/pod/c".to_owned(), container_id: "c".to_owned(), loan };
+        let (cgroup_path, container_id) = ("/pod/c".to_owned(), "c".to_owned());
+        let lent = Lent { cgroup_id: 1, cgroup_path, container_id, raises: Some(1), loan };
         loans.save(std::slice::from_ref(&lent));
-        assert_eq!(loans.load(), [lent]);
+        assert_eq!(loans.load(), std::slice::from_ref(&lent));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let earlier = text.replace("\"raises\":1,", "");
+        assert_ne!(earlier, text);
+        std::fs::write(&path, earlier).unwrap();
+        assert_eq!(loans.load(), [Lent { raises: None, ..lent }], "of an earlier release");
         std::fs::write(&path, "[{\"cgroupId\": 1").unwrap();
         assert_eq!(loans.load(), []);
     }

@@ -21,12 +21,18 @@ fn loan() -> Loan {
     Loan::requested(loan, change(128, 192)).confirmed(mib(192)).unwrap()
 }
 
+impl GiveBack {
+    /// One whose change has been requested.
+    pub(crate) fn lowering(change: Change) -> Self {
+        Self { stage: Stage::Lowering(change) }
+    }
+}
+
 /// A container that is looked at once a second, for so many seconds from then on, unless something is to be done before.
 fn run(machine: &mut GiveBack, from: u64, seconds: u64, limit: u64, used: u64) -> (u64, Next) {
     for second in from..from + seconds {
-        let sample =
-            Sample { now: second * 1_000_000_000, limit: Some(mib(limit)), used: mib(used), sizes: SIZES };
-        let next = machine.sample(&loan(), &rule(), QUIET, sample);
+        let sample = Sample { now: second * 1_000_000_000, limit: Some(mib(limit)), used: mib(used) };
+        let next = machine.sample(&loan(), &rule(), QUIET, sample, || Some(SIZES));
         if next != Next::Wait {
             return (second, next);
         }
@@ -47,6 +53,21 @@ fn after_the_quiet_time_the_limit_goes_back_to_the_original() {
 
 fn loan_after(from: u64, to: u64) -> Option<Loan> {
     Loan::requested(Some(loan()), change(from, to)).confirmed(mib(to))
+}
+
+#[test]
+fn what_costs_more_to_read_is_read_once_the_quiet_time_has_passed_and_again_if_it_could_not_be() {
+    let (mut machine, mut reads) = (GiveBack::default(), Vec::new());
+    for second in 0..=61 {
+        let sample = Sample { now: second * 1_000_000_000, limit: Some(mib(192)), used: mib(10) };
+        let read = || {
+            reads.push(second);
+            (second > 60).then_some(SIZES)
+        };
+        let next = machine.sample(&loan(), &rule(), QUIET, sample, read);
+        assert_eq!(next == Next::Lower(change(192, 64)), second == 61, "{second}: {next:?}");
+    }
+    assert_eq!(reads, [60, 61]);
 }
 
 #[test]
@@ -110,8 +131,8 @@ fn what_another_process_has_set_is_not_given_back() {
     let forget = |limit| Next::Forget { limit };
     assert_eq!(run(&mut GiveBack::default(), 0, 1, 160, 10).1, forget(Some(mib(160))));
     assert_eq!(run(&mut GiveBack::default(), 0, 1, 64, 10).1, forget(Some(mib(64))));
-    let unlimited = Sample { now: 1, limit: None, used: mib(1), sizes: SIZES };
-    assert_eq!(GiveBack::default().sample(&loan(), &rule(), QUIET, unlimited), forget(None));
+    let unlimited = Sample { now: 1, limit: None, used: mib(1) };
+    assert_eq!(GiveBack::default().sample(&loan(), &rule(), QUIET, unlimited, || Some(SIZES)), forget(None));
     // The next raise begins at what that process has set.
     let next = Loan::requested(Some(loan()), change(160, 192));
     assert_eq!((next.original, next.pending), (mib(160), Some(mib(192))));
@@ -122,14 +143,11 @@ fn a_limit_that_the_kernel_has_rounded_down_to_a_page_is_the_guards() {
     let to = Bytes(64 * MIB + 10_000_000);
     let loan = Loan::requested(None, Change { from: mib(64), to }).confirmed(to).unwrap();
     let next = |limit: u64| {
-        let sample = |second: u64| Sample {
-            now: second * 1_000_000_000,
-            limit: Some(Bytes(limit)),
-            used: mib(1),
-            sizes: SIZES,
-        };
+        let sample =
+            |second: u64| Sample { now: second * 1_000_000_000, limit: Some(Bytes(limit)), used: mib(1) };
         let mut machine = GiveBack::default();
-        let looks = (1..=61).map(|second| machine.sample(&loan, &rule(), QUIET, sample(second)));
+        let looks =
+            (1..=61).map(|second| machine.sample(&loan, &rule(), QUIET, sample(second), || Some(SIZES)));
         looks.last()
     };
     for page in [4096, 65536] {
@@ -158,8 +176,9 @@ fn what_is_promised_is_at_most_what_was_lent() {
 #[test]
 fn a_raise_whose_answer_is_to_come_is_waited_for_whether_it_came_or_not() {
     let raised = Loan::requested(None, change(64, 128));
-    let sample = |limit| Sample { now: 1, limit: Some(mib(limit)), used: mib(1), sizes: SIZES };
-    let next = |loan: &Loan, limit| GiveBack::default().sample(loan, &rule(), QUIET, sample(limit));
+    let sample = |limit| Sample { now: 1, limit: Some(mib(limit)), used: mib(1) };
+    let next =
+        |loan: &Loan, limit| GiveBack::default().sample(loan, &rule(), QUIET, sample(limit), || Some(SIZES));
     assert_eq!((next(&raised, 64), next(&raised, 128)), (Next::Wait, Next::Wait));
     assert_eq!(raised.withdrawn(mib(128)), None);
     // What was lowered late is back.
@@ -167,7 +186,7 @@ fn a_raise_whose_answer_is_to_come_is_waited_for_whether_it_came_or_not() {
     assert_eq!(next(&lowered, 192), Next::Wait);
     let mut machine = GiveBack::default();
     let late = |second: u64| Sample { now: second * 1_000_000_000, ..sample(64) };
-    let looks = (1..=61).map(|second| machine.sample(&lowered, &rule(), QUIET, late(second)));
+    let looks = (1..=61).map(|second| machine.sample(&lowered, &rule(), QUIET, late(second), || Some(SIZES)));
     assert_eq!(looks.last(), Some(Next::Verify(change(192, 64))), "lowered late");
     assert_eq!(machine.verified(Ok(())), Next::Returned(change(192, 64)));
     assert_eq!(lowered.confirmed(mib(64)), None);
@@ -185,7 +204,7 @@ fn a_hold_while_a_return_is_verified_proves_or_replaces_it() {
     assert_eq!(machine.replaced(), None);
     assert_eq!(machine.verified(Ok(())), Next::Wait, "a late answer");
     assert_eq!(verifying().proven(mib(64)), Some(change(192, 64)));
-    let mut lowering = GiveBack { stage: Stage::Lowering(change(192, 64)) };
+    let mut lowering = GiveBack::lowering(change(192, 64));
     assert_eq!((lowering.proven(mib(64)), lowering.replaced()), (None, None), "not before its answer");
     let lent = Loan::requested(Some(loan()), change(192, 64));
     assert!(lent.is_taken_from(mib(192)) && !lent.is_taken_from(mib(64)) && !loan().is_taken_from(mib(192)));

@@ -35,13 +35,14 @@ pub(super) enum Input {
     },
     /// Whether that change, without an answer until then, was accepted; the requests by then.
     Resolved {
-        change: Change,
+        late: Late,
         requests: u64,
         is_accepted: bool,
     },
 }
 
-/// A raise, and when the hold began that it was for.
+/// A change whose outcome is late. Of a raise also when the hold began that it was for, or when an earlier guard's was found; of a
+/// return, when it was given up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Late {
     pub change: Change,

@@ -6,14 +6,19 @@ use std::collections::HashMap;
 
 use kwitness_abi::{Armed, GUARD_ARMED_CAP, GUARD_LEVELS};
 
+use super::answers::Late;
 use super::raises::Raises;
 use super::{Guard, Guarded};
 use crate::cgroup::Cgroup;
 use crate::daemon::{Container, Running};
 use crate::episode::Input;
+use crate::plan::Change;
 use crate::policy::{Bytes, Rule, Selection};
-use crate::program::{level_bit, nanos};
+use crate::program::{self, level_bit, nanos};
 use crate::protected::Protected;
+
+/// Containers whose share is looked at between two heartbeats.
+const LOOKS: usize = 64;
 
 /// Why a container that the policy selects is not armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +67,15 @@ impl NotArmed {
         } else {
             None
         }
+    }
+}
+
+impl Guarded {
+    /// The change to find out about when it is armed: an earlier guard may have ended before the answer came. One of this guard's is being
+    /// waited for, or has been given up for good.
+    fn to_resolve(&self) -> Option<Change> {
+        let is_waited_for = self.unanswered || self.give_back.is_lowering() || self.open.is_looked_for;
+        self.loan.and_then(|loan| loan.unanswered()).filter(|_| !is_waited_for)
     }
 }
 
@@ -134,13 +148,20 @@ impl Guard {
         }
         self.retired.retain(|id, of| exists(&of.container.cgroup_path, *id));
         self.inherited.retain(|id, lent| exists(&lent.cgroup_path, *id));
+        let mut looks = 0;
         for (cgroup_id, (container, rule)) in wanted {
+            // To look at the processes of very many may take longer than the lease.
+            if looks >= LOOKS {
+                self.beat()?;
+                looks = 0;
+            }
             if let Some(guarded) = self.guarded.get_mut(&cgroup_id) {
                 guarded.container = container;
                 // A name that has become known may select another one.
                 if guarded.rule != rule {
                     guarded.rule = rule;
                     guarded.suspended = None;
+                    looks += 1;
                     self.look_at_share(cgroup_id, None);
                     self.write_armed(cgroup_id)?;
                 }
@@ -164,18 +185,19 @@ impl Guard {
                 (Some(earlier), _) => Guarded { container, rule, ..earlier },
                 (None, lent) => {
                     let lent = lent.filter(|lent| lent.container_id == container.id);
-                    let loan = lent.map(|lent| lent.loan);
-                    let raises = loan.map(|loan| Raises::inherited(&loan, rule.step)).unwrap_or_default();
+                    let loan = lent.as_ref().map(|lent| lent.loan);
+                    let raises = lent.map(|lent| Raises::inherited(&lent.loan, lent.raises, rule.step));
+                    let raises = raises.unwrap_or_default();
                     Guarded { raises, loan, ..Guarded::new(container, rule) }
                 }
             };
-            // An earlier guard may have ended before the answer came.
-            let unanswered = guarded.loan.and_then(|loan| loan.unanswered());
+            let open = guarded.to_resolve();
             self.guarded.insert(cgroup_id, guarded);
+            looks += 1;
             self.look_at_share(cgroup_id, None);
             self.write_armed(cgroup_id)?;
-            if let Some(change) = unanswered {
-                self.resolve(cgroup_id, change);
+            if let Some(change) = open {
+                self.resolve(cgroup_id, Late { change, since: program::now() });
             }
         }
         self.beat()
@@ -260,6 +282,8 @@ fn exists(cgroup_path: &str, cgroup_id: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::give_back::{GiveBack, Loan};
+    use crate::plan::tests::rule;
 
     fn container(cgroup_path: &str) -> Container {
         Container {
@@ -281,5 +305,18 @@ mod tests {
         assert_eq!(NotArmed::of(&container("/pod/c"), full), Some(NotArmed::Full));
         let deep = "/x".repeat(GUARD_LEVELS as usize);
         assert_eq!(NotArmed::of(&container(&deep), 0), Some(NotArmed::TooDeep));
+    }
+
+    #[test]
+    fn an_earlier_guards_open_change_is_looked_for_and_not_one_that_this_guard_waits_for_or_has_given_up() {
+        let change = Change { from: Bytes(64), to: Bytes(128) };
+        let loan = Some(Loan::requested(None, change));
+        let inherited = || Guarded { loan, ..Guarded::new(container("/pod/c"), rule()) };
+        assert_eq!(inherited().to_resolve(), Some(change));
+        assert_eq!(Guarded { unanswered: true, ..inherited() }.to_resolve(), None);
+        assert_eq!(Guarded { give_back: GiveBack::lowering(change), ..inherited() }.to_resolve(), None);
+        let mut looked_for = inherited();
+        looked_for.open.is_looked_for = true;
+        assert_eq!(looked_for.to_resolve(), None);
     }
 }

@@ -82,7 +82,8 @@ impl Guard {
         for (key, hold) in held {
             let id = hold_id(*key, hold);
             let is_braked = self.guarded.get(&hold.cgroup_id).is_some_and(|guarded| guarded.rule.brake);
-            let is_over = now >= brake::end(hold) || self.continuing.contains(&id);
+            let is_ended = self.continuing.contains(&id) || self.ended_by_watchdog.contains_key(&id);
+            let is_over = now >= brake::end(hold) || is_ended;
             if !is_braked || is_over || moving.contains(&hold.cgroup_id) {
                 continue;
             }
@@ -90,6 +91,11 @@ impl Guard {
                 let is_due = repeated > 0;
                 repeated = repeated.saturating_sub(1);
                 if !is_due || !process::is_continued(*key, hold).unwrap_or(false) {
+                    continue;
+                }
+                // The watchdog says so before it continues a process.
+                self.hear();
+                if self.ended_by_watchdog.contains_key(&id) {
                     continue;
                 }
                 tracing::warn!(pid = key.pid, "another process has continued it during its hold");
@@ -296,7 +302,9 @@ impl Guard {
             Input::Raised(Err(refusal)) if !refusal.may_come_later() => {
                 self.set_loan(cgroup_id, |loan| loan?.withdrawn(raise.to));
             }
-            Input::Raised(Err(refusal)) if refusal.is_open() => self.resolve(cgroup_id, raise),
+            Input::Raised(Err(refusal)) if refusal.is_open() => {
+                self.resolve(cgroup_id, Late { change: raise, since });
+            }
             Input::Verified(Ok(_)) if current.is_some() => {
                 self.set_loan(cgroup_id, |loan| loan?.confirmed(raise.to));
             }

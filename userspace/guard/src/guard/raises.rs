@@ -15,9 +15,16 @@ pub(super) struct Raises {
 }
 
 impl Raises {
-    /// Of what an earlier guard has lent: a budget is not had again by a restart.
-    pub fn inherited(loan: &Loan, step: Bytes) -> Self {
-        Self { count: loan.raises(step), open: loan.unanswered() }
+    /// Of what an earlier guard has lent: a budget is not had again by a restart. `recorded` is what that one has [recorded](Self::recorded);
+    /// without it, as by guards that did not record it, the count is by the policy's step of now.
+    pub fn inherited(loan: &Loan, recorded: Option<u32>, step: Bytes) -> Self {
+        Self { count: recorded.unwrap_or_else(|| loan.raises(step)), open: raise_to_come(loan) }
+    }
+
+    /// What is put down with a loan: the number of raises, that counted which may still come.
+    pub fn recorded(self, loan: &Loan) -> u32 {
+        let is_to_come = raise_to_come(loan).is_some_and(|raise| self.open != Some(raise));
+        self.count.saturating_add(is_to_come.into())
     }
 
     /// The number of raises that count.
@@ -45,7 +52,7 @@ impl Raises {
         }
     }
 
-    /// It was accepted, and was taken back before it was in force.
+    /// It was accepted, or counts because it might have been, and will not come into force.
     pub fn taken_back(&mut self, change: Change) {
         if self.open.take_if(|open| *open == change).is_some() {
             self.count = self.count.saturating_sub(1);
@@ -62,6 +69,11 @@ impl Raises {
     pub fn in_force(&mut self) {
         self.open = None;
     }
+}
+
+/// The last change, if it is a raise and may still come.
+fn raise_to_come(loan: &Loan) -> Option<Change> {
+    loan.unanswered().filter(|change| change.to > change.from)
 }
 
 #[cfg(test)]
@@ -91,15 +103,41 @@ mod tests {
     #[test]
     fn what_an_earlier_guard_has_lent_counts() {
         let loan = Loan::requested(None, UP);
-        let mut raises = Raises::inherited(&loan, Bytes(64));
+        let inherited = |loan: &Loan| Raises::inherited(loan, None, Bytes(64));
+        let mut raises = inherited(&loan);
         raises.found(UP);
         assert_eq!(raises.count(), 1, "its answer was to come");
+        raises.taken_back(UP);
+        assert_eq!(raises.count(), 0, "it never came");
         let loan = loan.confirmed(UP.to).unwrap();
         let again = Loan::requested(Some(loan), Change { from: Bytes(128), to: Bytes(200) });
-        let of = |loan: &Loan| Raises::inherited(loan, Bytes(64)).count();
+        let of = |loan: &Loan| inherited(loan).count();
         assert_eq!((of(&loan), of(&again)), (1, 3), "a part of a step is one");
         let returning = Loan::requested(Some(loan), DOWN);
-        assert_eq!(of(&returning), 1, "it may not come");
+        let mut raises = inherited(&returning);
+        assert_eq!(raises.count(), 1, "it may not come");
+        raises.taken_back(DOWN);
+        assert_eq!(raises.count(), 1, "it did not come");
+    }
+
+    #[test]
+    fn what_is_recorded_counts_whatever_the_step_is_by_then() {
+        let inherited =
+            |raises: Raises, loan: &Loan| Raises::inherited(loan, Some(raises.recorded(loan)), Bytes(1));
+        let mut raises = Raises::default();
+        raises.requested(UP);
+        let loan = Loan::requested(None, UP);
+        let mut early = inherited(raises, &loan);
+        assert_eq!((raises.count(), early.count()), (0, 1), "before its answer");
+        early.taken_back(UP);
+        assert_eq!(early.count(), 0);
+        raises.accepted(UP);
+        assert_eq!(inherited(raises, &loan).count(), 1, "once");
+        raises.in_force();
+        let loan = loan.confirmed(UP.to).unwrap();
+        assert_eq!(inherited(raises, &loan).count(), 1);
+        raises.requested(DOWN);
+        assert_eq!(inherited(raises, &Loan::requested(Some(loan), DOWN)).count(), 1);
     }
 
     #[test]

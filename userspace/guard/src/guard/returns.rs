@@ -9,7 +9,7 @@
 use kwitness_api::proto;
 use kwitness_api::proto::guard_report::Report;
 
-use super::answers::{Answer, Input, LIMIT};
+use super::answers::{Answer, Input, LIMIT, Late};
 use super::in_force::verify;
 use super::shares::sizes;
 use super::{Guard, Guarded, announce};
@@ -28,9 +28,9 @@ use crate::reporter;
 pub(super) struct Open {
     /// Changes that were requested, with an answer or without.
     requests: u64,
-    is_looked_for: bool,
-    /// A later one has none either, and is to be looked for next.
-    has_next: bool,
+    pub(super) is_looked_for: bool,
+    /// A later one has none either, and is to be looked for next: since when.
+    next: Option<u64>,
 }
 
 impl Guard {
@@ -38,7 +38,7 @@ impl Guard {
     pub(super) fn request(&mut self, cgroup_id: u64, change: Change) {
         if let Some(guarded) = self.known_mut(cgroup_id) {
             guarded.open.requests += 1;
-            guarded.open.has_next = false;
+            guarded.open.next = None;
             guarded.raises.requested(change);
         }
         self.set_loan(cgroup_id, |loan| Some(Loan::requested(loan, change)));
@@ -46,39 +46,45 @@ impl Guard {
 
     /// Finds out what becomes of a change that has no answer. Through the CRI, nothing is requested meanwhile: it could come before that,
     /// and what was lost after it.
-    pub(super) fn resolve(&mut self, cgroup_id: u64, change: Change) {
+    pub(super) fn resolve(&mut self, cgroup_id: u64, late: Late) {
         let is_exclusive = matches!(self.options.raiser, Raiser::Cri(_));
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         guarded.unanswered |= is_exclusive;
         if std::mem::replace(&mut guarded.open.is_looked_for, true) {
-            guarded.open.has_next = true;
+            guarded.open.next = Some(late.since);
             return;
         }
         let (container, requests) = (guarded.container.clone(), guarded.open.requests);
         let raiser = self.options.raiser.clone();
         self.returns.spawn(async move {
-            let is_accepted = raiser.is_accepted(&container, change).await;
-            Answer { cgroup_id, input: Input::Resolved { change, requests, is_accepted } }
+            let is_accepted = raiser.is_accepted(&container, late.change).await;
+            Answer { cgroup_id, input: Input::Resolved { late, requests, is_accepted } }
         });
     }
 
-    fn resolved(&mut self, cgroup_id: u64, change: Change, requests: u64, is_accepted: bool) {
+    fn resolved(&mut self, cgroup_id: u64, late: Late, requests: u64, is_accepted: bool) {
+        let change = late.change;
         let is_exclusive = matches!(self.options.raiser, Raiser::Cri(_));
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         guarded.open.is_looked_for = false;
         guarded.unanswered &= !is_exclusive;
         if is_accepted {
             guarded.raises.found(change);
+        } else {
+            guarded.raises.taken_back(change);
         }
-        if std::mem::take(&mut guarded.open.has_next) {
-            if let Some(later) = guarded.loan.and_then(|loan| loan.unanswered()) {
-                self.resolve(cgroup_id, later);
+        if let Some(since) = guarded.open.next.take() {
+            if let Some(change) = guarded.loan.and_then(|loan| loan.unanswered()) {
+                self.resolve(cgroup_id, Late { change, since });
             }
             return;
         }
         let container = &guarded.container.id;
         if is_accepted {
             tracing::info!(container, to = change.to.0, "a change without an answer was made");
+            if change.to > change.from {
+                self.verify_late(cgroup_id, late);
+            }
         } else if requests == guarded.open.requests {
             tracing::info!(container, to = change.to.0, "a change without an answer was not made");
             self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
@@ -98,9 +104,9 @@ impl Guard {
             let (Some(loan), Some(quiet)) = (guarded.loan, guarded.rule.give_back_after) else { continue };
             let read = || -> std::io::Result<_> {
                 let cgroup = Cgroup::find(&guarded.container.cgroup_path, cgroup_id)?;
-                cgroup.map(|cgroup| Ok((sizes(&cgroup, is_braked)?, cgroup.usage()?))).transpose()
+                cgroup.map(|cgroup| Ok((cgroup.limit()?, cgroup.usage()?, cgroup))).transpose()
             };
-            let (sizes, used) = match read() {
+            let (limit, used, cgroup) = match read() {
                 Ok(Some(read)) => read,
                 Ok(None) => continue,
                 Err(error) if cgroup::is_gone(&error) => continue,
@@ -110,8 +116,15 @@ impl Guard {
                     continue;
                 }
             };
-            let sample = Sample { now: program::now(), limit: sizes.limit, used, sizes };
-            let next = guarded.give_back.sample(&loan, &guarded.rule, quiet, sample);
+            let sample = Sample { now: program::now(), limit, used };
+            let container = &guarded.container.id;
+            let sizes = || {
+                let sizes = sizes(&cgroup, is_braked);
+                sizes
+                    .inspect_err(|error| tracing::debug!(container, %error, "cannot sample a container"))
+                    .ok()
+            };
+            let next = guarded.give_back.sample(&loan, &guarded.rule, quiet, sample, sizes);
             self.follow(cgroup_id, next)?;
         }
         Ok(())
@@ -127,8 +140,8 @@ impl Guard {
                 self.taken_back(cgroup_id, change, answer);
                 return Ok(());
             }
-            Input::Resolved { change, requests, is_accepted } => {
-                self.resolved(cgroup_id, change, requests, is_accepted);
+            Input::Resolved { late, requests, is_accepted } => {
+                self.resolved(cgroup_id, late, requests, is_accepted);
                 return Ok(());
             }
             Input::Lowered(answer) => {
@@ -164,7 +177,7 @@ impl Guard {
                 } else if !may_come_later {
                     self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
                 } else if refusal.is_open() {
-                    self.resolve(cgroup_id, change);
+                    self.resolve(cgroup_id, Late { change, since: program::now() });
                 }
             }
             Next::Forget { limit } => {
@@ -242,11 +255,13 @@ impl Guard {
         };
         self.reporter.push(&guarded.container.id, Report::Returned(returned));
         self.counts.returns += 1;
-        self.set_loan(cgroup_id, |loan| loan?.confirmed(to));
         if let Some(guarded) = self.known_mut(cgroup_id) {
             let steps = from.0.saturating_sub(to.0).div_ceil(guarded.rule.step.0);
-            guarded.raises.returned(steps, guarded.loan.is_none());
+            let is_all = guarded.loan.and_then(|loan| loan.confirmed(to)).is_none();
+            guarded.raises.returned(steps, is_all);
         }
+        // With what is left of the raises.
+        self.set_loan(cgroup_id, |loan| loan?.confirmed(to));
     }
 
     fn return_refused(&mut self, cgroup_id: u64, limit: Option<Bytes>, refusal: &Refusal) {
@@ -274,11 +289,13 @@ impl Guard {
         }
         guarded.loan = loan;
         let of = |guarded: &Guarded| {
+            let loan = guarded.loan?;
             Some(Lent {
                 cgroup_id: guarded.container.cgroup_id,
                 cgroup_path: guarded.container.cgroup_path.clone(),
                 container_id: guarded.container.id.clone(),
-                loan: guarded.loan?,
+                raises: Some(guarded.raises.recorded(&loan)),
+                loan,
             })
         };
         let known = self.guarded.values().chain(self.retired.values()).filter_map(of);

@@ -54,11 +54,15 @@ impl Guard {
         let is_changed = share != guarded.share;
         if is_changed {
             let container = &guarded.container.id;
-            match share {
-                Ok(per_mille) => {
-                    tracing::info!(container, per_mille, "held from another share of its limit on")
+            match (guarded.share, share) {
+                // With many threads, that changes all the time.
+                (Ok(_), Ok(per_mille)) => {
+                    tracing::debug!(container, per_mille, "held from another share of its limit on");
                 }
-                Err(reason) => {
+                (Err(_), Ok(per_mille)) => {
+                    tracing::info!(container, per_mille, "held again, from this share of its limit on");
+                }
+                (_, Err(reason)) => {
                     tracing::warn!(container, reason = reason.name(), "nothing of it is held: {reason}")
                 }
             }
