@@ -8,7 +8,7 @@
 use std::iter::once;
 use std::marker::PhantomData;
 
-use bytes::Buf as _;
+use bytes::{Buf as _, Bytes};
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
@@ -19,6 +19,11 @@ use tonic_prost::ProstEncoder;
 const ENTRY: usize = 256;
 /// Bytes that a field of such an entry is taken to need, if it may be one of a list: a label, a text.
 const FIELD: usize = 64;
+/// Bytes that an entry of [`DEEP`] is taken to need.
+const DEEP_ENTRY: usize = 2 * FIELD;
+/// Where else a list may be, by field numbers: `status.resources.linux` of a `ContainerStatusResponse`, with `unified` in it. What is
+/// as deep elsewhere are texts only, and any of these may happen to read as fields.
+const DEEP: [u32; 3] = [1, 16, 1];
 /// Bytes of memory for each byte of a message.
 const RATIO: usize = 4;
 
@@ -67,45 +72,64 @@ impl<U: Message + Default, const FREE: usize> Decoder for BoundedDecoder<U, FREE
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let message = buffer.copy_to_bytes(buffer.remaining());
-        if needs_more_than(&message, FREE) {
-            // As for a message of too many bytes.
-            return Err(Status::out_of_range("the message has too many fields for its bytes"));
-        }
-        U::decode(message).map(Some).map_err(|error| Status::internal(error.to_string()))
+        decode(message, FREE).map(Some)
     }
+}
+
+fn decode<U: Message + Default>(message: Bytes, free: usize) -> Result<U, Status> {
+    if needs_more_than(&message, free) {
+        // As for a message of too many bytes.
+        return Err(Status::out_of_range("the message has too many fields for its bytes"));
+    }
+    // Whoever sent it is at fault.
+    U::decode(message).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 /// Whether a message is taken to need more than four times its bytes and so many besides.
 fn needs_more_than(message: &[u8], free: usize) -> bool {
     let most = free + RATIO * message.len();
-    let mut costs = Fields(message).flat_map(|entry| once(ENTRY).chain(Fields(entry).map(|_| FIELD)));
+    let [first, second, third] = DEEP;
+    let deep = |field| {
+        let lists = Fields(field).filter(move |(number, _)| *number == third);
+        lists.flat_map(|(_, list)| Fields(list)).map(|_| DEEP_ENTRY)
+    };
+    let of_entry = |(number, entry)| {
+        let of_field = move |(below, field)| {
+            let is_deep = (number, below) == (first, second);
+            once(FIELD).chain(is_deep.then(|| deep(field)).into_iter().flatten())
+        };
+        once(ENTRY).chain(Fields(entry).flat_map(of_field))
+    };
+    let mut costs = Fields(message).flat_map(of_entry);
     costs.try_fold(0_usize, |sum, cost| Some(sum + cost).filter(|sum| *sum <= most)).is_none()
 }
 
-/// The contents of a message's fields but for numbers, which need no more than their bytes. Ends where it is no message.
+/// A message's fields, by number, but for single numbers: one takes two bytes at least, and four of memory for each. Ends where it
+/// is no message.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = &'a [u8];
+    type Item = (u32, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let (tag, wire_type) = decode_key(&mut self.0).ok()?;
+        let number = loop {
+            let (number, wire_type) = decode_key(&mut self.0).ok()?;
             if wire_type == WireType::LengthDelimited {
-                break;
+                break number;
             }
-            skip_field(wire_type, tag, &mut self.0, DecodeContext::default()).ok()?;
-        }
+            skip_field(wire_type, number, &mut self.0, DecodeContext::default()).ok()?;
+        };
         let length = usize::try_from(decode_varint(&mut self.0).ok()?).ok()?;
         let (field, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
-        Some(field)
+        Some((number, field))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use kwitness_api::proto;
+    use prost::encoding::{encode_key, encode_varint};
 
     use super::*;
 
@@ -139,6 +163,38 @@ mod tests {
         ));
     }
 
+    /// A message with one field that has a length.
+    fn field(number: u32, content: &[u8]) -> Vec<u8> {
+        let mut message = Vec::new();
+        encode_key(number, WireType::LengthDelimited, &mut message);
+        encode_varint(content.len() as u64, &mut message);
+        [message, content.to_vec()].concat()
+    }
+
+    #[test]
+    fn the_only_deeper_list_is_counted_and_a_text_that_reads_like_one_is_not() {
+        // Of eight bytes each: another key, and no value.
+        let unified: Vec<u8> =
+            (0..FREE as u32).flat_map(|key| field(9, &field(1, &key.to_le_bytes()))).collect();
+        let [first, second, third] = DEEP;
+        let status = |linux: &[u8]| field(first, &field(second, &field(third, linux)));
+        assert!(needs_more_than(&status(&unified), FREE));
+        assert!(!needs_more_than(&status(&unified[..FREE / DEEP_ENTRY]), FREE));
+        // `info` of a status and an annotation, each with lines that read as fields.
+        for text in [unified, field(1, &[b'\n'; 300 << 10]), vec![b'\n'; 300 << 10]] {
+            assert!(!needs_more_than(&field(2, &field(2, &text)), FREE));
+            assert!(!needs_more_than(&field(1, &field(13, &field(2, &text))), FREE));
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_its_senders_fault() {
+        // A pod that is not UTF-8.
+        let request = field(1, &field(1, b"\xff"));
+        let refused = decode::<proto::ListRequest>(request.into(), FREE).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    }
+
     #[test]
     fn long_texts_are_no_fields_and_what_is_no_message_has_none() {
         let pods = vec!["a".repeat(FREE)];
@@ -148,6 +204,7 @@ mod tests {
         for broken in [&b"\x0a\xff\x01"[..], b"\x0b\x0b\x0b", b"\xff"] {
             assert!(!needs_more_than(broken, 0), "{broken:?}");
         }
-        assert_eq!(Fields(b"\x08\x01\x12\x02ab\x1d\0\0\0\0\x0a\0").collect::<Vec<_>>(), [&b"ab"[..], b""]);
+        let fields: Vec<_> = Fields(b"\x08\x01\x12\x02ab\x1d\0\0\0\0\x0a\0").collect();
+        assert_eq!(fields, [(2, &b"ab"[..]), (1, b"")]);
     }
 }

@@ -25,8 +25,8 @@ use tonic::body::Body;
 
 use super::REQUEST_BYTES_MAX;
 
-/// Of the requests: 64 of the largest. What a request has decoded takes some four times as much
-/// ([`crate::wire::RequestCodec`]), until it is refused.
+/// Of the requests: 64 of the largest. What a request has decoded takes some four times as much, and
+/// 128 KiB for each call ([`crate::wire::RequestCodec`]), until it is refused.
 const REQUESTS: usize = 32 << 20;
 /// Of the answers: three of the largest, so that one connection may have one.
 const ANSWERS: usize = 96 << 20;

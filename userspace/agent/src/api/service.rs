@@ -30,7 +30,7 @@ use crate::privileges;
 use crate::probe::Capabilities;
 use crate::reported::LimitReport;
 use crate::usage::{self, Subscription, Usage};
-use crate::verify::{Verifier, VerifyError};
+use crate::verify::{ProveError, Verifier, VerifyError};
 use crate::wire::containers::{self, TooLarge};
 use crate::wire::{capability, convert, problem, program, unserved, verdicts};
 use kwitness_api::text::escape;
@@ -276,7 +276,7 @@ impl Kwitness for Service {
             if prove_ms > 0 {
                 self.verifier.prove(&mut verdicts, Duration::from_millis(prove_ms.into())).await?;
             }
-            Ok::<_, VerifyError>(verdicts)
+            Ok::<_, Status>(verdicts)
         };
         let verdicts = tokio::select! {
             verdicts = verify => verdicts?,
@@ -456,6 +456,15 @@ impl From<VerifyError> for Status {
         match error {
             VerifyError::NoContainer => Self::not_found(error.to_string()),
             VerifyError::Stopped(stopped) => stopped.into(),
+        }
+    }
+}
+
+impl From<ProveError> for Status {
+    fn from(error: ProveError) -> Self {
+        match error {
+            ProveError::TooMany => Self::resource_exhausted(error.to_string()),
+            ProveError::Stopped(stopped) => stopped.into(),
         }
     }
 }

@@ -57,7 +57,7 @@ mod v1alpha {
     pub use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse;
 }
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
 
 struct Served {
     _directory: tempfile::TempDir,

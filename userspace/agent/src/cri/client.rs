@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use super::AnswerCodec;
 use super::calls::Calls;
 use crate::config::RuntimeChoice;
+use kwitness_api::innermost;
 use kwitness_api::transport::{DialError, unix_endpoint};
 use kwitness_cri::runtime as cri;
 use kwitness_cri::{CANDIDATES, Failure, Raw, is_answer};
@@ -60,7 +61,7 @@ pub enum Error {
         source: DialError,
     },
     /// A call failed.
-    #[error("{method}: {} ({})", status.message(), status.code().description())]
+    #[error("{method}: {}", said(status))]
     Call {
         /// The method.
         method: &'static str,
@@ -85,6 +86,15 @@ impl Error {
             Self::Call { status, .. } => !is_answer(status),
         }
     }
+}
+
+/// What the runtime answered, or why the call failed.
+fn said(status: &tonic::Status) -> String {
+    let message = status.message();
+    let cause = std::error::Error::source(status).map(innermost).filter(|cause| !message.contains(&**cause));
+    let words = [message.to_owned()].into_iter().chain(cause);
+    let words: Vec<_> = words.filter(|text| !text.is_empty()).collect();
+    format!("{} ({})", words.join(": "), status.code().description()).trim_start().to_owned()
 }
 
 /// Where to look for the runtime.
@@ -334,6 +344,22 @@ mod tests {
         let words =
             "ContainerStatus: unknown method ContainerStatus (Operation is not implemented or not supported)";
         assert_eq!(error, words);
+    }
+
+    #[test]
+    fn why_a_call_was_not_answered_is_said_once() {
+        let lost = |message: &str| {
+            let mut status = tonic::Status::unknown(message);
+            status.set_source(std::sync::Arc::new(std::io::Error::other("broken pipe")));
+            Error::Call { method: "Version", status: Box::new(status) }.to_string()
+        };
+        let code = tonic::Code::Unknown.description();
+        assert_eq!(lost("transport error"), format!("Version: transport error: broken pipe ({code})"));
+        assert_eq!(lost("broken pipe"), format!("Version: broken pipe ({code})"));
+        assert_eq!(lost("h2: broken pipe"), format!("Version: h2: broken pipe ({code})"));
+        assert_eq!(lost(""), format!("Version: broken pipe ({code})"));
+        let status = Box::new(tonic::Status::unknown(""));
+        assert_eq!(Error::Call { method: "Version", status }.to_string(), format!("Version: ({code})"));
     }
 
     #[test]

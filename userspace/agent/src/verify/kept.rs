@@ -4,9 +4,8 @@
 //! Never looks.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use kwitness_core::model::{Judged, Resource, Verdict};
+use kwitness_core::model::{CgroupId, Resource, Verdict};
 
 use super::VerifyReport;
 
@@ -18,8 +17,8 @@ const WHOLE_MAX: usize = 32;
 pub(super) enum Kept {
     /// All of them.
     Whole(VerifyReport),
-    /// Those that are not in force, by cgroup and resource.
-    Open(BTreeSet<(Arc<str>, Resource)>),
+    /// Those that are not in force.
+    Open(BTreeSet<(CgroupId, Resource)>),
 }
 
 impl Kept {
@@ -42,12 +41,16 @@ impl Kept {
     /// As [`VerifyReport::renew`].
     pub(super) fn renew(&mut self, looks: Vec<VerifyReport>) {
         match self {
-            Self::Whole(report) => report.renew(looks),
+            Self::Whole(report) => {
+                report.renew(looks);
+                if report.judged.len() > WHOLE_MAX {
+                    *self = Self::of(std::mem::take(report));
+                }
+            }
             Self::Open(open) => {
                 for (_, judged) in looks.iter().flat_map(|newer| &newer.judged) {
-                    let Judged { path, judgement, .. } = judged;
-                    let key = (path.clone(), judgement.resource);
-                    if judgement.verdict == Verdict::InForce {
+                    let key = (judged.cgroup, judged.judgement.resource);
+                    if judged.judgement.verdict == Verdict::InForce {
                         open.remove(&key);
                     } else {
                         open.insert(key);

@@ -47,14 +47,17 @@ use kubelet::{Checkpoint, CheckpointFile};
 use runtime::RuntimeLimits;
 use selection::Selection;
 use targets::Target;
-use turns::Turns;
+use turns::{Turn, Turns};
 use wait::STATUS_AGE;
 
 pub(crate) use levels::inner as inner_cgroup;
+pub use prove::ProveError;
 
 /// The share of the time that looks after events may take, of all calls that wait, and of those that no client asks for: one part in
 /// so many and one. Whoever may write limits of its own decides how often they change.
 const CHANGES_SHARE: u32 = 4;
+/// How long the sources may take to answer a look whose turn it is.
+const SOURCES_AGAIN: Duration = Duration::from_secs(1);
 
 /// Gathers evidence and has it judged. Clones share what they know.
 #[derive(Clone, Debug)]
@@ -373,12 +376,20 @@ impl Verifier {
             return Err(VerifyError::NoContainer);
         }
         let pods = pods && !look.filter.asks_for_containers();
-        let sources = self.sources(subjects, look.status_age).await;
+        let mut sources = self.sources(subjects, look.status_age).await;
         let began = Instant::now();
-        let _turn = if look.is_clients { self.turns.take(subjects.apps.len()).await } else { None };
+        let turn = if look.is_clients { self.turns.take(subjects.apps.len()).await } else { None };
         let waited = began.elapsed();
+        if waited > STATUS_AGE {
+            // What was desired before the wait is not compared with what the files say after it.
+            let again = tokio::time::timeout(SOURCES_AGAIN, self.sources(subjects, STATUS_AGE));
+            sources = again.await.unwrap_or_else(|_| Sources {
+                unavailable: vec!["the sources did not answer in time".into()],
+                ..Sources::default()
+            });
+        }
         let targets = self.targets(&subjects.apps, look.desired, &sources, pods);
-        let judged = self.judge(targets, look.deadline, look.requester).await?;
+        let judged = self.judge(targets, look.deadline, look.requester, turn).await?;
         Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable, waited })
     }
 
@@ -414,12 +425,13 @@ impl Verifier {
         sources
     }
 
-    /// Gathers what the files say, and has the engine judge all of it at once.
+    /// Gathers what the files say, and has the engine judge all of it at once, within the turn.
     async fn judge(
         &self,
         targets: Vec<Target>,
         deadline: Option<KernelTime>,
         requester: Requester,
+        turn: Option<Turn>,
     ) -> Result<Vec<(Option<Arc<Subject>>, Judged)>, Stopped> {
         let cgroups = self.cgroups.clone();
         let kubernetes = self.kubernetes.clone();
@@ -452,10 +464,11 @@ impl Verifier {
                 };
                 Some((target.subject, evidence))
             };
-            targets.into_iter().filter_map(gather).unzip()
+            let gathered: (Vec<_>, Vec<_>) = targets.into_iter().filter_map(gather).unzip();
+            (gathered, turn)
         });
         // A panic while reading is an error of ours, and nothing that was read.
-        let (subjects, evidence): (Vec<_>, Vec<_>) = gathered.await.map_err(|_| Stopped)?;
+        let ((subjects, evidence), _turn) = gathered.await.map_err(|_| Stopped)?;
         let judged = self.engine.judge(evidence).await?;
         let is_gone = |judged: &Judged| judged.judgement.in_force == Reading::Gone;
         // It went away meanwhile, as containers do: that is no verdict of the node's.

@@ -10,6 +10,7 @@ use kwitness_core::verdicts::proof::{Interval, Proof, UsageCounters};
 use procfs::Current as _;
 use tokio::time::Instant;
 
+use super::turns::WATCHED_MAX;
 use super::{Verifier, VerifyReport, levels, now};
 use crate::cgroupfs::limit_files::read_limit_file;
 use crate::cgroupfs::usage_files::{Amount, Counters};
@@ -18,6 +19,19 @@ use crate::engine::Stopped;
 
 /// Looks at what is charged and at the limit itself, in the interval: often enough to see usage fall below a limit.
 const LOOKS: u32 = 20;
+
+/// Why nothing is proven.
+#[derive(Debug, thiserror::Error)]
+pub enum ProveError {
+    /// Of as many limits as may be, usage is watched already.
+    #[error(
+        "the usage of {WATCHED_MAX} limits is watched at a time: narrow the `filter`, or ask again later"
+    )]
+    TooMany,
+    /// The daemon is going down.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
 
 /// A limit whose usage is watched.
 struct Watched {
@@ -35,8 +49,10 @@ impl Verifier {
     /// Watches usage for so long, and puts to each verdict what that proves.
     ///
     /// # Errors
-    /// The daemon is going down.
-    pub async fn prove(&self, report: &mut VerifyReport, interval: Duration) -> Result<(), Stopped> {
+    /// Too many limits are watched, or the daemon is going down.
+    pub async fn prove(&self, report: &mut VerifyReport, interval: Duration) -> Result<(), ProveError> {
+        // As long as any file is read for this, even if the call has ended.
+        let share = self.turns.watch(report.judged.len()).ok_or(ProveError::TooMany)?;
         let cgroups = self.cgroups.clone();
         let limits: Vec<_> = report
             .judged
@@ -48,20 +64,20 @@ impl Verifier {
             let watched = |(path, cgroup, judgement): (_, _, Judgement)| {
                 Watched::new(&cgroups, path, cgroup, judgement.resource, judgement.in_force, cpus)
             };
-            limits.into_iter().map(watched).collect::<Vec<_>>()
+            (limits.into_iter().map(watched).collect::<Vec<_>>(), share)
         });
         // A panic while reading is an error of ours, and nothing that was read.
-        let mut all = prepared.await.map_err(|_| Stopped)?;
+        let (mut all, mut share) = prepared.await.map_err(|_| Stopped)?;
         let began = Instant::now();
         for look in 0..=LOOKS {
             tokio::time::sleep_until(began + interval * look / LOOKS).await;
             let cgroups = self.cgroups.clone();
             let looked = tokio::task::spawn_blocking(move || {
                 all.iter_mut().for_each(|watched| watched.look(&cgroups, look == 0, look == LOOKS));
-                all
+                (all, share)
             });
-            // A panic while reading is a error of ours, and nothing that was read.
-            all = looked.await.map_err(|_| Stopped)?;
+            // A panic while reading is an error of ours, and nothing that was read.
+            (all, share) = looked.await.map_err(|_| Stopped)?;
         }
         let of = |((_, judged), watched): (&(_, Judged), &Watched)| -> Option<(Interval, Proof)> {
             Some((watched.seen, judged.judgement.proof(&watched.seen)?))

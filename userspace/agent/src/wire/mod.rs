@@ -15,8 +15,8 @@ pub use problems::{problem, unserved};
 
 use kwitness_service::{BoundedCodec, BoundedDecoder};
 
-/// Bytes that each request may need besides four times its own: as many as 256 entries that have nothing but defaults.
-const REQUEST_FREE: usize = 64 << 10;
+/// Bytes that each request may need besides four times its own: as many as 512 entries that have nothing but defaults, 256 of each kind.
+const REQUEST_FREE: usize = 128 << 10;
 
 /// The codec of the API's methods.
 pub type RequestCodec<T, U> = BoundedCodec<T, U, REQUEST_FREE>;

@@ -74,6 +74,8 @@ async fn what_was_missed_is_taken_in_and_what_cannot_have_been_is_named() {
 async fn a_request_that_would_take_much_memory_is_not_decoded() {
     let served = Served::start().await;
     let mut client = KwitnessClient::new(served.channel().await);
+    let (requests, missed) = (vec![proto::CriRequest::default(); 256], vec![Default::default(); 256]);
+    client.report_cri_requests(proto::ReportCriRequestsRequest { requests, missed }).await.unwrap();
     let requests = vec![proto::CriRequest::default(); 1 << 17];
     let reports = proto::ReportCriRequestsRequest { requests, ..Default::default() };
     let filter = Some(proto::Filter { pods: vec![String::new(); 1 << 17], ..Default::default() });
