@@ -38,11 +38,12 @@ const ATTACKS: [(&str, Attack); 10] = [
 ];
 
 /// Those that fill the bodies of requests: what a server keeps of these depends on the method.
-const BODIES: [(&str, Attack); 4] = [
+const BODIES: [(&str, Attack); 5] = [
     ("as much data on 2,000 open requests as the windows allow", garbage),
     ("2,000 messages of 4 GiB by their own word", huge_messages),
     ("2,000 messages of 512 KiB but for their last byte", unfinished_messages),
     ("2,000 messages of a quarter of a million entries each, two bytes long", empty_entries),
+    ("2,000 messages of as many entries as are decoded", short_entries),
 ];
 
 /// Runs every attack at a server, each for itself, with requests of that method; none may make the process larger than `max` bytes,
@@ -300,11 +301,18 @@ fn unfinished_messages(socket: &Path, path: &str) -> Result<Vec<Connection>> {
     bodies(socket, path, &unfinished(&prefix(LARGEST)))
 }
 
-/// Whole messages, of requests that do not end: what is decoded is kept.
+/// Whole messages, of requests that do not end, and too many entries to be decoded.
 fn empty_entries(socket: &Path, path: &str) -> Result<Vec<Connection>> {
     // Field 1, with nothing in it.
     let entries = [0x0a, 0].repeat(LARGEST as usize / 2);
     bodies(socket, path, &[prefix(LARGEST), entries].concat())
+}
+
+/// The same, with no more entries than are decoded: what is decoded is kept.
+fn short_entries(socket: &Path, path: &str) -> Result<Vec<Connection>> {
+    // Field 1, with a number that nobody knows, over and over.
+    let entry = [&[0x0a, 62][..], &[0x78, 0].repeat(31)].concat();
+    bodies(socket, path, &[prefix(LARGEST), entry.repeat(LARGEST as usize / 64)].concat())
 }
 
 /// As long as the windows allow, and one byte shorter than the largest message.

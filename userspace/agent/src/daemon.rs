@@ -96,7 +96,7 @@ async fn watch_node(
     // Before anything is made: a process without privileges learns that, and not what else it may not do. Neither is a standby that
     // could never run to be waited for.
     setup.run(check_process)?.map_err(Advised::from)?;
-    // The probes take a hundred.
+    // Before the probes, which take some hundred descriptors.
     let limits = Limits::for_descriptors(kwitness_service::descriptors::raise_limit(), 1);
     Socket::make_directory(&config.socket)?;
     let mut settings = config.probe.clone();

@@ -90,8 +90,10 @@ pub async fn open(
     let Some(file) = file else { return Ok(Source::Live(connect(named).await?)) };
     let mut recording = Recording::open(file, None).await?;
     let mut until = at.map(|at| at.before(as_of(&recording)));
-    if until.is_some() && until > recording.as_of() {
-        until = recording.as_of();
+    if let (Some(at), Some(end)) = (until, recording.as_of())
+        && at > end
+    {
+        until = Some(end);
         let last = Times::new(TimeFormat::Rfc3339, true).show(until);
         note(&format!("the recording ends at {last}, before that time: it is shown as of its end"));
     }

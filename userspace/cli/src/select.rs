@@ -19,7 +19,7 @@ const LISTED_MAX: usize = 8;
 /// Where `kwitness` looks, as errors say it.
 const ON_THIS_NODE: &str = " on this node";
 const IN_THE_RECORDING: &str = " in this recording";
-const AT_THIS_TIME: &str = " at this time of the recording (--at)";
+const AT_THIS_TIME: &str = " at the end of the recording, or at its --at";
 /// How alike two names must be to suggest one for the other (Jaro-Winkler, 0 to 1).
 const ALIKE: f64 = 0.8;
 
@@ -346,7 +346,7 @@ mod tests {
             let here = resolve(&mut source, &filter).await.unwrap();
             let (error, _) = here.unwrap_err();
             assert!(
-                error.0.contains("at this time of the recording (--at)"),
+                error.0.contains("at the end of the recording, or at its --at"),
                 "{name} is gone by the end: {error}"
             );
             let past = resolve_past(&mut source, &filter, proto::WatchRequest::default()).await.unwrap();

@@ -1,5 +1,6 @@
 //! What the long-running programs (daemon, proxy, exporter, guard) share: the listening socket and its connections, HTTP and
-//! metrics, the lock that keeps a second instance out, capabilities, state files and those of text, the log, signals, memory, the service manager.
+//! metrics, the lock that keeps a second instance out, capabilities, state files and those of text, the log, signals, memory, the
+//! service manager.
 //!
 //! Owns no policy of any of them. Never knows what is served.
 

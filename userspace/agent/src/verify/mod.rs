@@ -56,8 +56,6 @@ pub use prove::ProveError;
 /// The share of the time that looks after events may take, of all calls that wait, and of those that no client asks for: one part in
 /// so many and one. Whoever may write limits of its own decides how often they change.
 const CHANGES_SHARE: u32 = 4;
-/// How long the sources may take to answer a look whose turn it is.
-const SOURCES_AGAIN: Duration = Duration::from_secs(1);
 
 /// Gathers evidence and has it judged. Clones share what they know.
 #[derive(Clone, Debug)]
@@ -382,11 +380,7 @@ impl Verifier {
         let waited = began.elapsed();
         if waited > STATUS_AGE {
             // What was desired before the wait is not compared with what the files say after it.
-            let again = tokio::time::timeout(SOURCES_AGAIN, self.sources(subjects, STATUS_AGE));
-            sources = again.await.unwrap_or_else(|_| Sources {
-                unavailable: vec!["the sources did not answer in time".into()],
-                ..Sources::default()
-            });
+            sources = self.sources(subjects, STATUS_AGE).await;
         }
         let targets = self.targets(&subjects.apps, look.desired, &sources, pods);
         let judged = self.judge(targets, look.deadline, look.requester, turn).await?;

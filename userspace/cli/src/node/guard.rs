@@ -28,7 +28,7 @@ use crate::output::{Format, Output};
 pub struct Guard {
     #[command(subcommand)]
     command: Option<Command>,
-    /// The policy: which containers are guarded, and within what bounds (TOML)
+    /// The policy: which containers are guarded, and within what bounds (TOML); a regular file
     #[arg(long, value_name = "FILE", required = true)]
     policy: Option<PathBuf>,
     /// Print what the policy selects and what a raise would do now; hold and raise nothing
