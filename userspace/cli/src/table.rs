@@ -214,6 +214,7 @@ pub fn wrap(text: &str, indent: &str, width: usize) -> Vec<String> {
 }
 
 /// A line on as many as it takes on a terminal, the others indented further.
+#[cfg(any(node, test))]
 pub fn hanging(line: &str, width: Option<usize>) -> Vec<String> {
     let Some(width) = width else { return vec![line.to_owned()] };
     let text = line.trim_start();

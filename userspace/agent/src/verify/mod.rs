@@ -48,7 +48,7 @@ use runtime::RuntimeLimits;
 use selection::Selection;
 use targets::Target;
 use turns::{Turn, Turns};
-use wait::STATUS_AGE;
+use wait::{PAUSE_MIN, STATUS_AGE};
 
 pub(crate) use levels::inner as inner_cgroup;
 pub use prove::ProveError;
@@ -56,6 +56,8 @@ pub use prove::ProveError;
 /// The share of the time that looks after events may take, of all calls that wait, and of those that no client asks for: one part in
 /// so many and one. Whoever may write limits of its own decides how often they change.
 const CHANGES_SHARE: u32 = 4;
+/// For how long, in nanoseconds, what may come from answers that are too old is not final.
+const NOT_FINAL: u64 = 1_000_000_000;
 
 /// Gathers evidence and has it judged. Clones share what they know.
 #[derive(Clone, Debug)]
@@ -378,12 +380,17 @@ impl Verifier {
         let began = Instant::now();
         let turn = if look.is_clients { self.turns.take(subjects.apps.len()).await } else { None };
         let waited = began.elapsed();
-        if waited > STATUS_AGE {
-            // What was desired before the wait is not compared with what the files say after it.
-            sources = self.sources(subjects, STATUS_AGE).await;
+        let mut deadline = look.deadline;
+        if waited > PAUSE_MIN {
+            // What was desired before the wait may not be any more, and the files are read after it.
+            match tokio::time::timeout(STATUS_AGE, self.sources(subjects, look.status_age)).await {
+                Ok(again) => sources = again,
+                // Others wait for the turn: what does not agree with the older answers is not final.
+                Err(_) => deadline = deadline.or_else(|| Some(KernelTime(now().0.saturating_add(NOT_FINAL)))),
+            }
         }
         let targets = self.targets(&subjects.apps, look.desired, &sources, pods);
-        let judged = self.judge(targets, look.deadline, look.requester, turn).await?;
+        let judged = self.judge(targets, deadline, look.requester, turn).await?;
         Ok(VerifyReport { judged, proofs: Vec::new(), unavailable: sources.unavailable, waited })
     }
 

@@ -5,7 +5,7 @@
 //! of their own: who waits for one pod's limits does not wait for those who look at all.
 //!
 //! Held until the files are read, even if the call has ended: reading them cannot be ended. The runtime and the checkpoints are waited
-//! for before; by a look that had to wait for its turn, once more, until their own deadlines.
+//! for before; by a look that had to wait for its turn, once more, for a quarter of a second at most.
 
 use std::sync::Arc;
 

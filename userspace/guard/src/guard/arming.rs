@@ -150,9 +150,10 @@ impl Guard {
         self.inherited.retain(|id, lent| exists(&lent.cgroup_path, *id));
         let mut looks = 0;
         for (cgroup_id, (container, rule)) in wanted {
-            // To look at the processes of very many may take longer than the lease.
+            // To look at the processes of very many may take longer than the lease, and than a hold.
             if looks >= LOOKS {
                 self.beat()?;
+                self.look()?;
                 looks = 0;
             }
             if let Some(guarded) = self.guarded.get_mut(&cgroup_id) {

@@ -291,7 +291,9 @@ impl Guard {
         if is_raised {
             guarded.raises.accepted(raise);
         }
-        if matches!(input, Input::Verified(Ok(_))) {
+        // Of one that is over, the loan is confirmed later, and the count with it.
+        let is_current = guarded.episode.as_ref().is_some_and(|running| running.number == episode);
+        if is_current && matches!(input, Input::Verified(Ok(_))) {
             guarded.raises.in_force();
         }
         if let Input::Raised(answer) = &input {

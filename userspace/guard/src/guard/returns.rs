@@ -68,9 +68,11 @@ impl Guard {
         let Some(guarded) = self.known_mut(cgroup_id) else { return };
         guarded.open.is_looked_for = false;
         guarded.unanswered &= !is_exclusive;
+        // The same may have been requested again since, and accepted.
+        let is_last = requests == guarded.open.requests;
         if is_accepted {
             guarded.raises.found(change);
-        } else {
+        } else if is_last {
             guarded.raises.taken_back(change);
         }
         if let Some(since) = guarded.open.next.take() {
@@ -85,7 +87,7 @@ impl Guard {
             if change.to > change.from {
                 self.verify_late(cgroup_id, late);
             }
-        } else if requests == guarded.open.requests {
+        } else if is_last {
             tracing::info!(container, to = change.to.0, "a change without an answer was not made");
             self.set_loan(cgroup_id, |loan| loan?.withdrawn(change.to));
         }

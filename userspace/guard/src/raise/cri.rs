@@ -62,7 +62,7 @@ impl Cri {
         answer.unwrap_or(Err(Refusal::Unanswered))
     }
 
-    /// Waits until the kernel has a change whose answer was lost with the connection; whether it has. After [`RAISE_LIMIT`] the runtime
+    /// Waits until the kernel has a change whose answer was lost with the connection; whether it has. After `RAISE_LIMIT` the runtime
     /// is not at it any more: its end has ended the call.
     pub async fn is_accepted(&self, container: &Container, change: Change) -> bool {
         is_made(|| Cgroup::find(&container.cgroup_path, container.cgroup_id), change).await
