@@ -11,9 +11,14 @@ use libtest_mimic::{Arguments, ColorSetting, Failed, Trial};
 
 use crate::context::TestContext;
 use crate::environment::{Combination, Tier};
+use crate::events::Skipped;
 use crate::process;
 
-type Body = Box<dyn FnOnce(&TestContext) -> Result<()> + Send>;
+/// How often a row is tried at most. Linux 7.0 and later can preempt a program at most hooks, and skips it for the other tasks of that
+/// CPU meanwhile. That is counted, so what is missed without a count is a failure at once.
+pub const ATTEMPTS: u32 = 5;
+
+type Body = Box<dyn Fn(&TestContext) -> Result<()> + Send>;
 
 /// What a row of [`Case::each`] does, with a combination.
 pub type Combined = fn(&TestContext, Combination) -> Result<()>;
@@ -26,7 +31,7 @@ pub struct Case {
 }
 
 impl Case {
-    pub fn new(name: &str, body: impl FnOnce(&TestContext) -> Result<()> + Send + 'static) -> Self {
+    pub fn new(name: &str, body: impl Fn(&TestContext) -> Result<()> + Send + 'static) -> Self {
         Self { name: name.to_owned(), refused: None, body: Box::new(body) }
     }
 
@@ -120,7 +125,7 @@ pub fn run(ctx: TestContext, cases: Vec<Case>) -> Result<()> {
         let shared = Arc::clone(&ctx);
         let body = move || {
             let start = Instant::now();
-            let outcome = (case.body)(&shared);
+            let outcome = tried(|| (case.body)(&shared));
             print!("{:.1} s ", start.elapsed().as_secs_f64());
             outcome.map_err(|error| Failed::from(explain(&error)))
         };
@@ -136,9 +141,68 @@ pub fn run(ctx: TestContext, cases: Vec<Case>) -> Result<()> {
     Ok(())
 }
 
+/// Tries again, as long as the kernel skipped programs and nothing else was wrong.
+fn tried(mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(error) if error.chain().any(|cause| cause.is::<Skipped>()) => {
+                print!("the kernel skipped programs; once more ");
+            }
+            outcome => return outcome,
+        }
+    }
+    attempt()
+}
+
 /// What went wrong, outermost first, then the logs that were attached on the way.
 fn explain(error: &anyhow::Error) -> String {
     let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
     let (logs, causes): (Vec<_>, Vec<_>) = causes.into_iter().partition(|cause| process::is_log(cause));
     format!("{}\n{}", causes.join("\n  because: "), logs.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, bail};
+    use kwitness_api::proto::event::Kind;
+    use kwitness_api::proto::{Event, Gap, GapCause};
+
+    use super::*;
+    use crate::events::{Received, Seen};
+
+    fn seen(causes: &[GapCause]) -> Seen {
+        let gap = |cause: &GapCause| {
+            let kind = Kind::Gap(Gap { cause: (*cause).into(), ..Gap::default() });
+            Received {
+                event: Event { r#type: "gap".to_owned(), kind: Some(kind), ..Event::default() },
+                at: 0,
+            }
+        };
+        Seen(causes.iter().map(gap).collect())
+    }
+
+    #[test]
+    fn a_row_is_tried_again_only_if_the_kernel_skipped_programs_and_nothing_else_was_lost() {
+        use GapCause::{ProgramSkipped, RingFull};
+        let attempts = |outcomes: &[&[GapCause]]| {
+            let mut made = 0;
+            let outcome = tried(|| {
+                made += 1;
+                let causes = outcomes.get(made - 1).copied().unwrap_or(outcomes[outcomes.len() - 1]);
+                seen(causes).check_complete().context("in a row")
+            });
+            (made, outcome.is_ok())
+        };
+        assert_eq!(attempts(&[&[]]), (1, true));
+        assert_eq!(attempts(&[&[ProgramSkipped], &[ProgramSkipped], &[]]), (3, true));
+        assert_eq!(attempts(&[&[ProgramSkipped], &[ProgramSkipped, RingFull]]), (2, false));
+        assert_eq!(attempts(&[&[RingFull]]), (1, false));
+        assert_eq!(attempts(&[&[ProgramSkipped]]), (ATTEMPTS as usize, false));
+        let mut made = 0;
+        let fails = || {
+            made += 1;
+            bail!("something else")
+        };
+        assert!(tried(fails).is_err() && made == 1);
+    }
 }

@@ -45,10 +45,6 @@ fn main() -> Result<()> {
     suite::run(ctx, cases)
 }
 
-/// How often a scenario is played at most. Linux 7.0 and later can preempt a program at most hooks, and skips it for the other
-/// tasks of that CPU meanwhile. That is counted, so what a scenario misses without a count is a failure at once.
-const ATTEMPTS: u32 = 5;
-
 /// Probes with one kind of hook, shared by the scenarios that ask for that kind one after the other.
 #[derive(Default)]
 pub struct Loaded(Mutex<Option<(HookKind, Session)>>);
@@ -74,7 +70,7 @@ impl Loaded {
             let before = skipped(session);
             let outcome = scenario(session);
             let skipped = skipped(session);
-            if outcome.is_ok() || attempt == ATTEMPTS || skipped == before {
+            if outcome.is_ok() || attempt == suite::ATTEMPTS || skipped == before {
                 return outcome;
             }
             print!("skipped {before:?} before, {skipped:?} now; once more ");
