@@ -1,5 +1,5 @@
 //! Sets `cfg(node)` where the commands of the node itself are built: on Linux, with the feature `node`. Has the linker pack relocations
-//! if that is asked for.
+//! if the environment says so.
 
 use std::env;
 

@@ -20,7 +20,6 @@ pub mod metrics;
 pub mod namespaces;
 mod oldest_first;
 pub mod pressure;
-pub mod private;
 pub mod privileges;
 #[expect(unsafe_code, reason = "maps that the kernel shares, and descriptors that aya hands out")]
 pub mod probe;

@@ -155,8 +155,8 @@ mod tests {
         let (from, to) = (1_000_000_000_000_000, 1_000_000_000_001_000);
         let request =
             proto::CriRequest { id: id.clone(), received: from, answered: to, ..Default::default() };
-        let requests = vec![request; 1 << 16];
-        let missed = vec![proto::CriRequestsMissed { id, count: 1, from, to }; 1 << 16];
+        let requests = vec![request; 1 << 12];
+        let missed = vec![proto::CriRequestsMissed { id, count: 1, from, to }; 1 << 12];
         assert!(!needs_more_than(
             &proto::ReportCriRequestsRequest { requests, missed }.encode_to_vec(),
             FREE

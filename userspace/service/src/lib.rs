@@ -22,6 +22,7 @@ pub mod memory;
 pub mod metrics;
 mod notify;
 mod pid_namespace;
+pub mod private;
 pub mod privileges;
 pub mod program;
 mod signals;

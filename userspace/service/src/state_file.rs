@@ -48,9 +48,9 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     }
     // Of an exclusive creation, no link is followed.
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_data()?;
-    fs::rename(&new, path)?;
+    let named = file.write_all(bytes).and_then(|()| file.sync_data()).and_then(|()| fs::rename(&new, path));
+    // On a full disk, half of it would be in the way of others.
+    named.inspect_err(|_| drop(fs::remove_file(&new)))?;
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -82,6 +82,11 @@ mod tests {
         fs::create_dir(new_name(&path)).unwrap();
         replace(&path, b"third").unwrap_err();
         assert_eq!(read(&path, 100).unwrap().unwrap(), b"another", "it stays");
+        fs::remove_dir(new_name(&path)).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        replace(&path, b"third").unwrap_err();
+        assert!(!new_name(&path).exists(), "what could not be put in its place");
     }
 
     #[test]

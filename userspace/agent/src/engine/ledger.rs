@@ -15,8 +15,8 @@
 //!
 //! Events since the base are not kept: they follow from what was taken in ([`kwitness_core`] replays to the same events), with the same
 //! numbers and times. Each publication says which number its last event has; if the replay comes to another, as it may in another
-//! release, the ledger is refused. Those before are in the base as far as the journal still had them ([`crate::hub::JournalUntil`]), so that the
-//! next daemon's journal has what this one's would: each container's share, whatever others have done.
+//! release, the ledger is refused. Those before are in the base as far as the journal still had them ([`crate::hub::JournalUntil`]), so
+//! that the next daemon's journal has what this one's would: each container's share, whatever others have done.
 //!
 //! A replay begins with the last base. What a segment has no room for is not in it: the next one begins with a state that has what
 //! followed, and the replay goes on from that.
@@ -57,11 +57,11 @@ use serde::Serialize;
 use super::DRAIN_BUDGET;
 use crate::clock::{self, Clock};
 use crate::hub::Writer;
-use crate::private;
 use crate::probe::mapped::MappedFile;
 use crate::reported::LimitReport;
 use base::{Base, Making};
 use format::{COMMITTED, ENTRIES, ENTRY_HEAD, Head, MAGIC, Published, Tag, append};
+use kwitness_service::private;
 use segment::{SEGMENT_MAX, file_name, numbers};
 
 pub(super) use format::{Accounted, Before};

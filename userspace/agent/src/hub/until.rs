@@ -1,7 +1,8 @@
 //! The journal up to the newest event of one moment, read at another, while it goes on.
 //!
 //! What is read stays, whatever the journal gives up meanwhile, unless the reader falls behind the oldest event of all. What has left it
-//! before it was read is not among it, as with any other reader; a place whose events were given up says whose they were, unless that is no longer known exactly.
+//! before it was read is not among it, as with any other reader; a place whose events were given up says whose they were, unless that is
+//! no longer known exactly.
 //!
 //! Never holds the journal's lock for longer than a batch takes.
 

@@ -58,7 +58,8 @@ impl Writer {
         self.entries.shrink_to(events);
     }
 
-    /// About what [`JournalUntil::kept`](super::JournalUntil::kept) needs for all of it: the names of pods whose events are of no container come on top.
+    /// About what [`JournalUntil::kept`](super::JournalUntil::kept) needs for all of it: the names of pods whose events are of no container
+    /// come on top.
     pub(crate) fn kept_bytes(&self) -> usize {
         self.hub.window.usage().bytes
     }

@@ -69,9 +69,9 @@ use super::{
     environment::BPF_FS_MAGIC,
     settings::{ProbeLog, Settings},
 };
-use crate::private;
 use error::failed;
 pub use error::{Flaw, Unpinned};
+use kwitness_service::private;
 use layout::{is_layout, layout};
 pub use unread::{is_unread, unread};
 

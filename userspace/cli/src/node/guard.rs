@@ -146,8 +146,12 @@ async fn raiser(options: &Guard) -> anyhow::Result<Raiser> {
     Ok(Raiser::Cri(Cri::connect(endpoint).await?))
 }
 
+/// The largest policy that is read.
+const POLICY_MAX_MIB: u64 = 1;
+
 fn read(file: &Path) -> anyhow::Result<Policy> {
-    let text = text_file::read(file, 1).with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        text_file::read(file, POLICY_MAX_MIB).with_context(|| format!("cannot read {}", file.display()))?;
     Policy::parse(&text).with_context(|| file.display().to_string())
 }
 

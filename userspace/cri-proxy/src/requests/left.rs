@@ -4,22 +4,19 @@
 //! boot, that is larger than what can wait, or cannot be decoded, is removed and not used. A proxy that is killed leaves none.
 
 use std::env;
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use kwitness_api::proto;
-use nix::fcntl::OFlag;
+use kwitness_service::{private, state_file};
 use prost::Message as _;
 
 use super::super::limits;
 
 /// The times of requests are those of one boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// Permissions of group and others.
-const OTHERS: u32 = 0o077;
 
 /// Where the file is.
 #[derive(Clone, Debug)]
@@ -30,8 +27,8 @@ pub struct Left(PathBuf);
 enum Unusable {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("it belongs to user {uid}, with mode {mode:o}")]
-    Foreign { uid: u32, mode: u32 },
+    #[error(transparent)]
+    Foreign(private::Foreign),
     #[error("it has more than {max} bytes", max = limits::REQUESTS_LEFT)]
     Oversized,
     #[error("it was written before the last reboot")]
@@ -51,16 +48,13 @@ impl Left {
         let first = given.and_then(|given| env::split_paths(given).next());
         Self(match first.filter(|directory| !directory.as_os_str().is_empty()) {
             Some(directory) => directory.join("requests"),
-            None => with_suffix(socket, ".requests"),
+            None => socket.with_added_extension("requests"),
         })
     }
 
     /// What an earlier proxy left, if it did; the file is gone then.
     pub fn take(&self) -> Option<proto::ReportCriRequestsRequest> {
-        let read = match self.read() {
-            Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => return None,
-            read => read,
-        };
+        let read = self.read().transpose()?;
         let path = self.0.display();
         if let Err(error) = fs::remove_file(&self.0) {
             // They would be reported again by each later proxy.
@@ -73,48 +67,26 @@ impl Left {
         .ok()
     }
 
-    fn read(&self) -> Result<proto::ReportCriRequestsRequest, Unusable> {
-        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(&self.0)?;
-        let found = file.metadata()?;
-        let (uid, mode) = (found.uid(), found.mode() & 0o7777);
-        if uid != nix::unistd::geteuid().as_raw() || mode & OTHERS != 0 {
-            return Err(Unusable::Foreign { uid, mode });
+    fn read(&self) -> Result<Option<proto::ReportCriRequestsRequest>, Unusable> {
+        match private::foreign(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            foreign => foreign?.map_or(Ok(()), |foreign| Err(Unusable::Foreign(foreign)))?,
         }
-        let mut bytes = Vec::new();
-        file.take(limits::REQUESTS_LEFT + 1).read_to_end(&mut bytes)?;
+        let Some(bytes) = state_file::read(&self.0, limits::REQUESTS_LEFT + 1)? else { return Ok(None) };
         if bytes.len() as u64 > limits::REQUESTS_LEFT {
             return Err(Unusable::Oversized);
         }
         let message = bytes.strip_prefix(&*fs::read(BOOT_ID)?).ok_or(Unusable::OtherBoot)?;
-        Ok(proto::ReportCriRequestsRequest::decode(message)?)
+        Ok(Some(proto::ReportCriRequestsRequest::decode(message)?))
     }
 
     /// Leaves that for the next proxy.
     ///
     /// # Errors
-    /// It cannot be written; then there is nothing.
+    /// Why it cannot be written.
     pub fn put(&self, waiting: &proto::ReportCriRequestsRequest) -> io::Result<()> {
-        let new = with_suffix(&self.0, ".new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        let mut file: File = options.write(true).create_new(true).mode(0o600).open(&new)?;
-        let mut write = || {
-            file.write_all(&fs::read(BOOT_ID)?)?;
-            file.write_all(&waiting.encode_to_vec())?;
-            fs::rename(&new, &self.0)
-        };
-        write().inspect_err(|_| drop(fs::remove_file(&new)))
+        state_file::replace(&self.0, &[fs::read(BOOT_ID)?, waiting.encode_to_vec()].concat())
     }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut path: OsString = path.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
 }
 
 #[cfg(test)]
@@ -189,9 +161,9 @@ mod tests {
         let elsewhere = directory.path().join("elsewhere");
         fs::write(&elsewhere, &whole).unwrap();
         symlink(&elsewhere, &left.0).unwrap();
-        is_refused("");
+        is_refused("mode 777");
         assert!(elsewhere.exists(), "what it leads to stays");
         nix::unistd::mkfifo(&left.0, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        is_refused("reboot");
+        is_refused("not a regular file");
     }
 }

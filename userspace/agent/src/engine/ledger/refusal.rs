@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::private::Foreign;
+use kwitness_service::private::Foreign;
 
 /// Why the ledger of an earlier daemon is not used. A new epoch begins.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::format::{ENTRIES, ENTRY_HEAD, Head, READABLE, Tag, end_of_entry, entry};
 use super::{Memory, Place, Refusal};
-use crate::private;
+use kwitness_service::private;
 
 /// And at most so many: a file that says it has more is not read. A node that needs more has no ledger.
 pub(super) const SEGMENT_MAX: usize = 1 << 30;

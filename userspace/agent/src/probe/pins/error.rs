@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::private::Foreign;
+use kwitness_service::private::Foreign;
 
 /// Why nothing is pinned: the kernel side ends with the daemon.
 #[derive(Debug, thiserror::Error)]

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::layout::RECORD_DIGITS;
 use super::*;
-use crate::private::Foreign;
 use crate::probe::object::OBJECT;
+use kwitness_service::private::Foreign;
 
 fn set(directory: &Path, name: &str) -> PathBuf {
     let set = directory.join(name);

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 
 use super::{check_file_system, layout::is_layout};
-use crate::private;
 use crate::probe::capability::{CAPABILITIES, Hook};
+use kwitness_service::private;
 
 /// Where systemd mounts a BPF file system.
 const BPF_FS: &str = "/sys/fs/bpf";
@@ -81,7 +81,8 @@ fn is_attached_set(set: &Path) -> bool {
         && fs::read_dir(set.join("links")).is_ok_and(|links| links.flatten().any(|link| is_ours(&link)))
 }
 
-/// Whether a daemon uses the sets in it; or may, if the directory cannot be opened. For that moment, it is locked here: whoever locks it tries more than once.
+/// Whether a daemon uses the sets in it; or may, if the directory cannot be opened. For that moment, it is locked here: whoever locks it
+/// tries more than once.
 fn is_locked(directory: &Path) -> bool {
     File::open(directory).map_or(true, |file| Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
 }

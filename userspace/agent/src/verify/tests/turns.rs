@@ -92,7 +92,7 @@ async fn a_look_that_waited_compares_with_what_is_desired_after_the_wait() {
     serving.await.unwrap();
 }
 
-/// Opens it for writing once somebody waits for that, and has them wait for what is written.
+/// Opens it for writing once it has a reader, who waits for what is written then.
 async fn writer_of(fifo: &std::path::Path) -> File {
     loop {
         match OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(fifo) {

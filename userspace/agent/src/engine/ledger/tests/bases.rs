@@ -2,7 +2,8 @@
 
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+
+use nix::unistd::gettid;
 
 use super::super::base::Size;
 use super::*;
@@ -241,8 +242,12 @@ fn what_a_thread_writes_is_there_before_the_ledgers_owner_does_anything_else() {
         let mut daemon = Daemon::begin(&place);
         let late = directory.path().join(format!("late-{give_up}"));
         let written = late.clone();
+        let owner = procfs::process::Process::myself().unwrap().task_from_tid(gettid().as_raw()).unwrap();
         let thread = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(50));
+            // Its owner sleeps only to wait for it.
+            while owner.stat().unwrap().state != 'S' {
+                thread::yield_now();
+            }
             fs::write(written, "").map(|()| Size { bytes: 1, state: 1 })
         });
         daemon.ledger.making = Some(Making::of(1, thread));
