@@ -3,16 +3,17 @@
 //! Two bytes on the wire can be an entry of a list, which takes some hundred in memory: whoever limits the bytes of messages would hold
 //! a hundred times as much. So fields are counted before any is decoded, and their memory is compared with the bytes.
 //!
-//! Owns the count. Never judges what a message says.
+//! Owns the count, and what is said of a message that cannot be decoded: the client's request is the client's fault, a server's answer
+//! is not. Never judges what a message says.
 
 use std::iter::once;
 use std::marker::PhantomData;
 
 use bytes::{Buf as _, Bytes};
-use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use tonic::Status;
+use prost::{DecodeError, Message};
 use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic::{Code, Status};
 use tonic_prost::ProstEncoder;
 
 /// Bytes that a field of the message is taken to need, if it may be an entry of a list.
@@ -27,25 +28,54 @@ const DEEP: [u32; 3] = [1, 16, 1];
 /// Bytes of memory for each byte of a message.
 const RATIO: usize = 4;
 
+/// Whose messages are decoded: clients' requests to a server of ours.
+#[derive(Debug)]
+pub struct Requests;
+
+/// Whose messages are decoded: a server's answers to calls of ours.
+#[derive(Debug)]
+pub struct Answers;
+
+/// What a message that cannot be decoded is, by whose it is.
+pub trait Received: Send + 'static {
+    /// What it is called.
+    const NAME: &'static str;
+    /// The code of one that is no protobuf message of the expected type.
+    const UNDECODABLE: Code;
+}
+
+impl Received for Requests {
+    const NAME: &'static str = "request";
+    // Whoever sent it is at fault.
+    const UNDECODABLE: Code = Code::InvalidArgument;
+}
+
+impl Received for Answers {
+    const NAME: &'static str = "answer";
+    // As of `ProstCodec`: no argument of the call's is to blame.
+    const UNDECODABLE: Code = Code::Internal;
+}
+
 /// As `tonic_prost::ProstCodec`, for messages that need at most four times their bytes once they are decoded, and `FREE` bytes besides.
 #[derive(Debug)]
-pub struct BoundedCodec<T, U, const FREE: usize>(PhantomData<(T, U)>);
+pub struct BoundedCodec<T, U, R, const FREE: usize>(PhantomData<(T, U, R)>);
 
-impl<T, U, const FREE: usize> Default for BoundedCodec<T, U, FREE> {
+impl<T, U, R, const FREE: usize> Default for BoundedCodec<T, U, R, FREE> {
     fn default() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<T, U, const FREE: usize> Codec for BoundedCodec<T, U, FREE>
+impl<T, U, R, const FREE: usize> Codec for BoundedCodec<T, U, R, FREE>
 where
     T: Message + Send + 'static,
     U: Message + Default + Send + 'static,
+    R: Received,
 {
     type Encode = T;
     type Decode = U;
     type Encoder = ProstEncoder<T>;
-    type Decoder = BoundedDecoder<U, FREE>;
+    type Decoder = BoundedDecoder<U, R, FREE>;
 
     fn encoder(&mut self) -> Self::Encoder {
         ProstEncoder::default()
@@ -58,31 +88,39 @@ where
 
 /// The decoder of [`BoundedCodec`].
 #[derive(Debug)]
-pub struct BoundedDecoder<U, const FREE: usize>(PhantomData<U>);
+pub struct BoundedDecoder<U, R, const FREE: usize>(PhantomData<(U, R)>);
 
-impl<U, const FREE: usize> Default for BoundedDecoder<U, FREE> {
+impl<U, R, const FREE: usize> Default for BoundedDecoder<U, R, FREE> {
     fn default() -> Self {
         Self(PhantomData)
     }
 }
 
-impl<U: Message + Default, const FREE: usize> Decoder for BoundedDecoder<U, FREE> {
+impl<U: Message + Default, R: Received, const FREE: usize> Decoder for BoundedDecoder<U, R, FREE> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let message = buffer.copy_to_bytes(buffer.remaining());
-        decode(message, FREE).map(Some)
+        decode::<U, R>(message, FREE).map(Some)
     }
 }
 
-fn decode<U: Message + Default>(message: Bytes, free: usize) -> Result<U, Status> {
+fn decode<U: Message + Default, R: Received>(message: Bytes, free: usize) -> Result<U, Status> {
     if needs_more_than(&message, free) {
         // As for a message of too many bytes.
-        return Err(Status::out_of_range("the message has too many fields for its bytes"));
+        return Err(Status::out_of_range(format!("the {} has too many fields for its bytes", R::NAME)));
     }
-    // Whoever sent it is at fault.
-    U::decode(message).map_err(|error| Status::invalid_argument(error.to_string()))
+    U::decode(message).map_err(|error| undecodable::<R>(&error))
+}
+
+fn undecodable<R: Received>(error: &DecodeError) -> Status {
+    Status::new(R::UNDECODABLE, format!("the {} cannot be decoded: {error}", R::NAME))
+}
+
+/// The status of a call whose answer has a message that cannot be decoded.
+pub fn undecodable_answer(error: &DecodeError) -> Status {
+    undecodable::<Answers>(error)
 }
 
 /// Whether a message is taken to need more than four times its bytes and so many besides.
@@ -188,11 +226,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_its_senders_fault() {
+    fn what_is_no_message_is_a_clients_fault_only_if_the_client_sent_it() {
         // A pod that is not UTF-8.
-        let request = field(1, &field(1, b"\xff"));
-        let refused = decode::<proto::ListRequest>(request.into(), FREE).unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        let filter = field(1, &field(1, b"\xff"));
+        let (of_client, of_server) = (
+            decode::<proto::ListRequest, Requests>(filter.clone().into(), FREE).unwrap_err(),
+            decode::<proto::ListRequest, Answers>(filter.into(), FREE).unwrap_err(),
+        );
+        assert_eq!((of_client.code(), of_server.code()), (Code::InvalidArgument, Code::Internal));
+        assert!(of_client.message().starts_with("the request cannot be decoded: "), "{of_client}");
+        assert!(of_server.message().starts_with("the answer cannot be decoded: "), "{of_server}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod time_namespace;
 
 pub use beginning::{Beginning, ConnectionCounters};
 pub use binding::{Binding, BindingState};
-pub use bounded::{BoundedCodec, BoundedDecoder};
+pub use bounded::{Answers, BoundedCodec, BoundedDecoder, Received, Requests, undecodable_answer};
 pub use connection::Connection;
 pub use counter::Counter;
 pub use listener::{Limits, Listener};

@@ -14,8 +14,10 @@ pub use calls::{Calls, MethodCalls};
 pub use client::{ANSWER_MAX, Connection, Error, Listing, list_once};
 pub use resolver::{Resolver, start};
 
+use kwitness_service::{Answers, BoundedCodec};
+
 /// Bytes that an answer of the runtime's may need besides four times its own.
 const ANSWER_FREE: usize = 8 << 20;
 
 /// The codec of calls to the runtime whose answers are decoded.
-pub type AnswerCodec<Q, A> = kwitness_service::BoundedCodec<Q, A, ANSWER_FREE>;
+pub type AnswerCodec<Q, A> = BoundedCodec<Q, A, Answers, ANSWER_FREE>;

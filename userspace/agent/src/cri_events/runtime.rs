@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::TryStreamExt as _;
+use futures_util::future::Either;
+use futures_util::stream::{self, StreamExt as _};
 use kwitness_core::model::ContainerId;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -20,9 +22,12 @@ use super::machine::{Answer, ListedContainer, ListedSandbox, Listing};
 use super::pod::{Plan, Reading};
 use crate::cri::{ANSWER_MAX, AnswerCodec, Calls};
 use kwitness_cri::{Failure, events as wire, wall_clock};
+use kwitness_service::undecodable_answer;
 
 /// The longest that a call may take.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Calls at once for one pod, of which few are read at a time: a runtime that is slow gets no burst of them.
+const AT_ONCE: usize = 8;
 
 /// Connected to a runtime. Clones share the connection.
 #[derive(Clone, Debug)]
@@ -123,9 +128,7 @@ impl Runtime {
             }
         };
         match bytes {
-            Ok(bytes) => {
-                Status::new(kind, bytes).map(Some).map_err(|error| GrpcStatus::data_loss(error.to_string()))
-            }
+            Ok(bytes) => Status::new(kind, bytes).map(Some).map_err(|error| undecodable_answer(&error)),
             Err(status) => {
                 let is_gone = match Failure::of(&status, &id.0) {
                     Failure::Gone => true,
@@ -150,12 +153,12 @@ impl Runtime {
         let mut at = wall_clock();
         let mut statuses: Vec<(Kind, ContainerId, Option<Status>)> = Vec::new();
         if !plan.whole {
-            let checks = plan.checks.iter().map(|(kind, id, progress)| async move {
-                let status = self.status(*kind, id).await?;
-                let agrees = status.as_ref().is_none_or(|status| agrees(status, *progress));
-                Ok::<_, GrpcStatus>((agrees, *kind, id.clone(), status))
-            });
-            let checked = try_join_all(checks).await?;
+            let check = |(kind, id, progress): (Kind, ContainerId, Progress)| async move {
+                let status = self.status(kind, &id).await?;
+                let agrees = status.as_ref().is_none_or(|status| agrees(status, progress));
+                Ok::<_, GrpcStatus>((agrees, kind, id, status))
+            };
+            let checked = at_once(plan.checks.into_iter().map(check).collect()).await?;
             if !checked.iter().any(|(agrees, ..)| *agrees) {
                 return Ok(Answer::NotYet);
             }
@@ -168,41 +171,44 @@ impl Runtime {
             let wanted = ids.into_iter().filter(|id| !fetched.contains(id));
             wanted.map(move |id| (kind, id)).collect::<Vec<_>>()
         };
-        let lists = join_all(plan.sandboxes.iter().map(|sandbox| {
-            let filter =
-                wire::ContainerFilter { pod_sandbox_id: sandbox.0.to_string(), ..Default::default() };
-            self.containers(wire::ListContainersRequest { filter: Some(filter) })
-        }));
         let known: HashSet<ContainerId> = plan.containers.iter().chain(&plan.ended).cloned().collect();
         let mut wanted = of(Kind::Sandbox, plan.sandboxes.clone());
         wanted.extend(of(Kind::Container, plan.containers));
-        let (lists, known_statuses) = tokio::join!(lists, self.statuses(wanted));
-        statuses.extend(known_statuses?);
+        let list = |sandbox: ContainerId| async move {
+            let filter =
+                wire::ContainerFilter { pod_sandbox_id: sandbox.0.to_string(), ..Default::default() };
+            let request = wire::ListContainersRequest { filter: Some(filter) };
+            self.containers(request).await.map(Either::Left)
+        };
+        let lists = plan.sandboxes.into_iter().map(|sandbox| Either::Left(list(sandbox)));
+        let fetch =
+            |(kind, id): (Kind, ContainerId)| async move { self.fetch(kind, id).await.map(Either::Right) };
+        let fetches = wanted.into_iter().map(|wanted| Either::Right(fetch(wanted)));
         let mut listed = HashSet::new();
-        for list in lists {
-            listed.extend(list?.into_iter().map(|container| container.id));
+        for found in at_once(lists.chain(fetches).collect()).await? {
+            match found {
+                Either::Left(containers) => {
+                    listed.extend(containers.into_iter().map(|container| container.id))
+                }
+                Either::Right(status) => statuses.push(status),
+            }
         }
         let mut rest: Vec<_> = listed.difference(&known).cloned().collect();
         rest.extend(plan.ended.into_iter().filter(|id| !listed.contains(id)));
-        statuses.extend(self.statuses(of(Kind::Container, rest)).await?);
+        let rest = of(Kind::Container, rest).into_iter().map(|(kind, id)| self.fetch(kind, id));
+        statuses.extend(at_once(rest.collect()).await?);
         Ok(Answer::Reading(Reading { at, statuses }))
     }
 
-    async fn statuses(
-        &self,
-        wanted: Vec<(Kind, ContainerId)>,
-    ) -> Result<Vec<(Kind, ContainerId, Option<Status>)>> {
-        /// Calls at once for one pod.
-        const AT_ONCE: usize = 8;
-        let mut all = Vec::with_capacity(wanted.len());
-        for some in wanted.chunks(AT_ONCE) {
-            let calls = some.iter().map(|(kind, id)| async move {
-                Ok::<_, GrpcStatus>((*kind, id.clone(), self.status(*kind, id).await?))
-            });
-            all.extend(try_join_all(calls).await?);
-        }
-        Ok(all)
+    async fn fetch(&self, kind: Kind, id: ContainerId) -> Result<(Kind, ContainerId, Option<Status>)> {
+        let status = self.status(kind, &id).await?;
+        Ok((kind, id, status))
     }
+}
+
+/// What the calls give, in their order; the first that fails ends all.
+async fn at_once<T>(calls: Vec<impl Future<Output = Result<T>>>) -> Result<Vec<T>> {
+    stream::iter(calls).buffered(AT_ONCE).try_collect().await
 }
 
 fn agrees(status: &Status, expected: Progress) -> bool {
@@ -236,20 +242,22 @@ mod tests {
     use kwitness_api::transport::unix_endpoint;
     use kwitness_cri::runtime::runtime_service_server::{RuntimeService, RuntimeServiceServer};
     use kwitness_cri::runtime::*;
+    use std::sync::atomic::AtomicUsize;
     use tokio::net::UnixListener;
+    use tokio::sync::Semaphore;
     use tokio_stream::wrappers::UnixListenerStream;
     use tonic::Response;
     use tonic::transport::Server;
 
     use super::*;
 
-    /// Lists a sandbox and a container, and refuses every status as cri-dockerd does those of what is gone.
+    /// Lists a sandbox and a container, and refuses every status as cri-dockerd does those of what is gone. Its name is not UTF-8.
     struct Refusing;
 
     #[tonic::async_trait]
     impl RuntimeService for Refusing {
         async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>> {
-            Ok(Response::new(VersionResponse::default()))
+            Ok(Response::new(VersionResponse { runtime_name: b"\xff".into(), ..Default::default() }))
         }
 
         async fn list_pod_sandbox(
@@ -276,15 +284,20 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn what_is_refused_without_a_code_is_gone_if_it_is_not_listed() {
+    /// A connection to such a runtime.
+    async fn connected_to(service: impl RuntimeService) -> Runtime {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("cri.sock");
         let connections = UnixListenerStream::new(UnixListener::bind(&socket).unwrap());
-        let server = Server::builder().add_service(RuntimeServiceServer::new(Refusing));
+        let server = Server::builder().add_service(RuntimeServiceServer::new(service));
         tokio::spawn(server.serve_with_incoming(connections));
         let channel = unix_endpoint(&socket).unwrap().connect().await.unwrap();
-        let runtime = Runtime::new(channel, Calls::default(), Arc::default());
+        Runtime::new(channel, Calls::default(), Arc::default())
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_without_a_code_is_gone_if_it_is_not_listed() {
+        let runtime = connected_to(Refusing).await;
         for (kind, id, is_listed) in [
             (Kind::Container, "gone", false),
             (Kind::Container, "there", true),
@@ -298,6 +311,99 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_none_is_not_the_callers_fault() {
+        let runtime = connected_to(Refusing).await;
+        // Where it has its name, this has a message.
+        let answer: Result<PodSandbox> =
+            runtime.call("/runtime.v1.RuntimeService/Version", VersionRequest::default()).await;
+        let status = answer.unwrap_err();
+        assert_eq!((status.code(), Failure::of(&status, "")), (Code::Internal, Failure::Refused));
+        assert!(status.message().starts_with("the answer cannot be decoded: "), "{status}");
+        assert_eq!(runtime.noted.by_method()["Version"].codes, [("Internal", 1)].into());
+    }
+
+    /// Knows no container, and holds each call until it is let go.
+    #[derive(Clone)]
+    struct Holding(Arc<Held>);
+
+    struct Held {
+        released: Semaphore,
+        now: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl Holding {
+        async fn hold(&self) {
+            let Held { released, now, most } = &*self.0;
+            most.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);
+            released.acquire().await.unwrap().forget();
+            now.fetch_sub(1, Relaxed);
+        }
+    }
+
+    #[tonic::async_trait]
+    impl RuntimeService for Holding {
+        async fn version(&self, _: Request<VersionRequest>) -> Result<Response<VersionResponse>> {
+            Ok(Response::new(Default::default()))
+        }
+
+        async fn list_pod_sandbox(
+            &self,
+            _: Request<ListPodSandboxRequest>,
+        ) -> Result<Response<ListPodSandboxResponse>> {
+            Ok(Response::new(Default::default()))
+        }
+
+        async fn list_containers(
+            &self,
+            _: Request<ListContainersRequest>,
+        ) -> Result<Response<ListContainersResponse>> {
+            self.hold().await;
+            Ok(Response::new(Default::default()))
+        }
+
+        async fn container_status(
+            &self,
+            _: Request<ContainerStatusRequest>,
+        ) -> Result<Response<ContainerStatusResponse>> {
+            self.hold().await;
+            Err(GrpcStatus::not_found(""))
+        }
+    }
+
+    #[tokio::test]
+    async fn few_calls_for_a_pod_are_under_way_however_many_it_needs() {
+        let held = Held { released: Semaphore::new(0), now: AtomicUsize::new(0), most: AtomicUsize::new(0) };
+        let service = Holding(Arc::new(held));
+        let Holding(held) = service.clone();
+        let runtime = connected_to(service).await;
+        let many = |of: &str| -> Vec<_> {
+            (0..4 * AT_ONCE).map(|number| ContainerId(format!("{of}-{number}").into())).collect()
+        };
+        let (sandboxes, containers, ended) = (many("sandbox"), many("container"), many("ended"));
+        let checks = containers.iter().map(|id| (Kind::Container, id.clone(), Progress::Started)).collect();
+        let all = sandboxes.len() + containers.len() + ended.len();
+        let plan = Plan { sandboxes, containers, ended, checks, whole: false };
+        let reading = tokio::spawn({
+            let runtime = runtime.clone();
+            async move { runtime.read(plan).await }
+        });
+        while held.now.load(Relaxed) < AT_ONCE {
+            tokio::task::yield_now().await;
+        }
+        while !reading.is_finished() {
+            // Once this one is answered, the runtime has all that were sent before.
+            runtime.check().await.unwrap();
+            held.released.add_permits(1);
+        }
+        assert_eq!(held.most.load(Relaxed), AT_ONCE);
+        let Ok(Answer::Reading(Reading { statuses, .. })) = reading.await.unwrap() else {
+            panic!("everything is fetched")
+        };
+        assert!(statuses.len() == all && statuses.iter().all(|(.., status)| status.is_none()));
     }
 
     #[test]

@@ -13,12 +13,12 @@ pub mod verdicts;
 pub use probe::{capability, program};
 pub use problems::{problem, unserved};
 
-use kwitness_service::{BoundedCodec, BoundedDecoder};
+use kwitness_service::{BoundedCodec, BoundedDecoder, Requests};
 
 /// Bytes that each request may need besides four times its own: as many as 512 entries that have nothing but defaults, 256 of each kind.
 const REQUEST_FREE: usize = 128 << 10;
 
 /// The codec of the API's methods.
-pub type RequestCodec<T, U> = BoundedCodec<T, U, REQUEST_FREE>;
+pub type RequestCodec<T, U> = BoundedCodec<T, U, Requests, REQUEST_FREE>;
 /// Its decoder.
-pub type RequestDecoder<U> = BoundedDecoder<U, REQUEST_FREE>;
+pub type RequestDecoder<U> = BoundedDecoder<U, Requests, REQUEST_FREE>;
