@@ -30,7 +30,7 @@ use crate::privileges;
 use crate::probe::Capabilities;
 use crate::reported::LimitReport;
 use crate::usage::{self, Subscription, Usage};
-use crate::verify::{ProveError, Verifier, VerifyError};
+use crate::verify::{Verifier, VerifyError};
 use crate::wire::containers::{self, TooLarge};
 use crate::wire::{capability, convert, problem, program, unserved, verdicts};
 use kwitness_api::text::escape;
@@ -456,15 +456,6 @@ impl From<VerifyError> for Status {
         match error {
             VerifyError::NoContainer => Self::not_found(error.to_string()),
             VerifyError::Stopped(stopped) => stopped.into(),
-        }
-    }
-}
-
-impl From<ProveError> for Status {
-    fn from(error: ProveError) -> Self {
-        match error {
-            ProveError::TooMany => Self::resource_exhausted(error.to_string()),
-            ProveError::Stopped(stopped) => stopped.into(),
         }
     }
 }

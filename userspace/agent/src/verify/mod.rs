@@ -51,7 +51,6 @@ use turns::{Turn, Turns};
 use wait::{PAUSE_MIN, STATUS_AGE};
 
 pub(crate) use levels::inner as inner_cgroup;
-pub use prove::ProveError;
 
 /// The share of the time that looks after events may take, of all calls that wait, and of those that no client asks for: one part in
 /// so many and one. Whoever may write limits of its own decides how often they change.

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kwitness_core::model::{CgroupId, Judged, Judgement, Reading, Resource};
-use kwitness_core::verdicts::proof::{Interval, Proof, UsageCounters};
+use kwitness_core::verdicts::proof::{Interval, Proof, Unproved, UsageCounters};
 use procfs::Current as _;
 use tokio::time::Instant;
 
-use super::turns::WATCHED_MAX;
 use super::{Verifier, VerifyReport, levels, now};
 use crate::cgroupfs::limit_files::read_limit_file;
 use crate::cgroupfs::usage_files::{Amount, Counters};
@@ -19,19 +18,6 @@ use crate::engine::Stopped;
 
 /// Looks at what is charged and at the limit itself, in the interval: often enough to see usage fall below a limit.
 const LOOKS: u32 = 20;
-
-/// Why nothing is proven.
-#[derive(Debug, thiserror::Error)]
-pub enum ProveError {
-    /// Of as many limits as may be, usage is watched already.
-    #[error(
-        "the usage of {WATCHED_MAX} limits is watched at a time: narrow the `filter`, or ask again later"
-    )]
-    TooMany,
-    /// The daemon is going down.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
-}
 
 /// A limit whose usage is watched.
 struct Watched {
@@ -46,13 +32,19 @@ struct Watched {
 }
 
 impl Verifier {
-    /// Watches usage for so long, and puts to each verdict what that proves.
+    /// Watches usage for so long, and puts to each verdict what that proves. How many limits there are is known by the verdicts only:
+    /// where others watch too many, these stay, each with that as the reason why nothing is proven.
     ///
     /// # Errors
-    /// Too many limits are watched, or the daemon is going down.
-    pub async fn prove(&self, report: &mut VerifyReport, interval: Duration) -> Result<(), ProveError> {
+    /// The daemon is going down.
+    pub async fn prove(&self, report: &mut VerifyReport, interval: Duration) -> Result<(), Stopped> {
         // As long as any file is read for this, even if the call has ended.
-        let share = self.turns.watch(report.judged.len()).ok_or(ProveError::TooMany)?;
+        let Some(share) = self.turns.watch(report.judged.len()) else {
+            let at = now();
+            let of = |(_, judged): &(_, Judged)| judged.judgement.unproved(at, Unproved::TooManyWatched);
+            report.proofs = report.judged.iter().map(of).collect();
+            return Ok(());
+        };
         let cgroups = self.cgroups.clone();
         let limits: Vec<_> = report
             .judged
@@ -102,17 +94,7 @@ impl Watched {
         cpus: u64,
     ) -> Self {
         let burst = cgroups.open(&path).ok().and_then(|directory| burst(&directory, resource));
-        let at = now();
-        let seen = Interval {
-            from: at,
-            to: at,
-            first: UsageCounters::default(),
-            last: UsageCounters::default(),
-            memory: None,
-            burst: burst.unwrap_or(0),
-            cpus,
-            limit_changed: false,
-        };
+        let seen = Interval { burst: burst.unwrap_or(0), ..Interval::begun(now(), cpus) };
         Self { path, cgroup, resource, limit, burst, seen }
     }
 

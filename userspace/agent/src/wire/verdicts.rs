@@ -94,6 +94,7 @@ fn unproved(why: Unproved) -> proto::Unproved {
     match why {
         Unproved::Unreadable => proto::Unproved::Unreadable,
         Unproved::LimitChanged => proto::Unproved::LimitChanged,
+        Unproved::TooManyWatched => proto::Unproved::TooManyWatched,
     }
 }
 

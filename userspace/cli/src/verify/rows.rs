@@ -122,6 +122,9 @@ fn proved(file: &str, proof: &proto::Proof) -> String {
     let (Some(used), Some(allowed)) = (proof.used, proof.allowed) else {
         let why = match proof.unproved() {
             proto::Unproved::LimitChanged => "nothing is proven: the limit changed meanwhile",
+            proto::Unproved::TooManyWatched => {
+                "nothing is proven: the usage of too many limits is watched now; select fewer containers, or try again later"
+            }
             proto::Unproved::Unreadable | proto::Unproved::Unspecified => "usage cannot be read",
         };
         return why.to_owned();
@@ -185,6 +188,8 @@ mod tests {
         assert!(proved("cpu.max", &idle).starts_with("not reached within 2.0s: 0 ms"));
         let unknown = proof(proto::ProofKind::Unknown, None, None);
         assert_eq!(proved("cpu.max", &unknown), "usage cannot be read");
+        let unwatched = proto::Proof { unproved: proto::Unproved::TooManyWatched.into(), ..unknown };
+        assert!(proved("cpu.max", &unwatched).starts_with("nothing is proven: the usage of too many limits"));
         let changed = proto::Proof { unproved: proto::Unproved::LimitChanged.into(), ..unknown };
         assert_eq!(proved("cpu.max", &changed), "nothing is proven: the limit changed meanwhile");
     }

@@ -52,6 +52,22 @@ pub struct Interval {
     pub limit_changed: bool,
 }
 
+impl Interval {
+    /// One of which nothing has been seen yet, on so many CPUs.
+    pub fn begun(at: KernelTime, cpus: u64) -> Self {
+        Self {
+            from: at,
+            to: at,
+            first: UsageCounters::default(),
+            last: UsageCounters::default(),
+            memory: None,
+            burst: 0,
+            cpus,
+            limit_changed: false,
+        }
+    }
+}
+
 /// What the counters prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -85,6 +101,8 @@ pub enum Unproved {
     Unreadable,
     /// The limit was changed meanwhile.
     LimitChanged,
+    /// It was not watched: others are, as many as may be at a time.
+    TooManyWatched,
 }
 
 /// What was used, and what may have been.
@@ -104,6 +122,12 @@ impl Judgement {
         let agreed = self.tolerance.and(self.in_force.value()).cloned();
         let limit = agreed.or_else(|| self.desired.map(|desired| desired.wanted.ideal()))?;
         prove(self.resource, &limit, seen)
+    }
+
+    /// What is said in the place of a [`Self::proof`] where usage was not watched at that time.
+    pub fn unproved(&self, at: KernelTime, why: Unproved) -> Option<(Interval, Proof)> {
+        let unseen = Interval::begun(at, 0);
+        self.proof(&unseen).map(|_| (unseen, Proof::Unknown(why)))
     }
 }
 

@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use futures_util::FutureExt as _;
-use kwitness_core::model::Value;
+use kwitness_core::model::{Tolerance, Value};
+use kwitness_core::verdicts::proof::Unproved;
+use kwitness_service::Peer;
 use nix::libc::O_NONBLOCK;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -139,7 +141,18 @@ async fn the_usage_of_so_many_limits_is_watched_at_a_time() {
     let others = verifier.turns.watch(WATCHED_MAX - 1).unwrap();
     verifier.prove(&mut report, Duration::ZERO).await.unwrap();
     let one = verifier.turns.watch(1).unwrap();
-    assert!(matches!(verifier.prove(&mut report, Duration::ZERO).await, Err(ProveError::TooMany)));
+    // The verdicts stay, and say of each limit whose usage could have been watched that it was not.
+    let [limited, unlimited] =
+        [Bound::At(4096), Bound::Unlimited].map(|bound| Reading::Is(Value::Bound(bound)));
+    let mut unproved = look(&[("/a", Verdict::InForce), ("/b", Verdict::InForce)], "");
+    for ((_, judged), in_force) in unproved.judged.iter_mut().zip([limited, unlimited]) {
+        judged.judgement.tolerance = Some(Tolerance::Exact);
+        judged.judgement.in_force = in_force;
+    }
+    verifier.prove(&mut unproved, Duration::from_secs(60)).await.unwrap();
+    let found: Vec<_> = unproved.proofs.iter().map(|proof| proof.map(|(_, proof)| proof)).collect();
+    assert_eq!(found, [Some(Proof::Unknown(Unproved::TooManyWatched)), None]);
+    assert!(unproved.all_in_force());
     drop((others, one));
     assert!(verifier.turns.watch(10 * WATCHED_MAX).is_some(), "one alone may have more");
     verifier.prove(&mut report, Duration::ZERO).await.unwrap();
