@@ -42,6 +42,6 @@ pub use lock::{InstanceLock, LockError, Role, Standby};
 pub use notify::notify_ready;
 pub use pid_namespace::{in_initial_pid_namespace, pid_namespace};
 pub use signals::{Signal, Signals};
-pub use slots::{ConnectionId, Held, Origin, Peer, Sharer, Shares, gives_way};
+pub use slots::{Client, ConnectionId, Held, Origin, Peer, Sharer, Shares, gives_way};
 pub use socket::Socket;
 pub use time_namespace::boot_time_offset;

@@ -46,6 +46,37 @@ pub struct Origin {
     pub peer: Peer,
 }
 
+/// Whose calls share something with those of others: a process, or a connection where the kernel names none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Client {
+    /// The process, however many connections it has.
+    Process(Peer),
+    /// The connection.
+    Connection {
+        /// The user's ID, as far as it is known.
+        user: Option<u32>,
+        /// The connection.
+        id: ConnectionId,
+    },
+}
+
+impl From<Origin> for Client {
+    fn from(Origin { connection, peer }: Origin) -> Self {
+        match peer.process {
+            Some(_) => Self::Process(peer),
+            None => Self::Connection { user: peer.user, id: connection },
+        }
+    }
+}
+
+impl Sharer for Client {
+    fn user(self) -> Option<u32> {
+        match self {
+            Self::Process(Peer { user, .. }) | Self::Connection { user, .. } => user,
+        }
+    }
+}
+
 /// Who shares something with others.
 pub trait Sharer: Copy + Eq {
     /// The user whose it is, as far as that is known.

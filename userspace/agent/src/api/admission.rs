@@ -27,7 +27,7 @@ use tower::Layer;
 use super::byte_budget::{ByteBudget, Charge, Metered};
 use crate::config::{Call, MaxCalls};
 use kwitness_api::proto;
-use kwitness_service::{ConnectionId, Origin, Peer, Sharer, Shares, gives_way};
+use kwitness_service::{Client, Origin, Shares, gives_way};
 
 /// A call's name in `Status`, its setting, and its paths; none: every other.
 const fn row(call: Call) -> (&'static str, &'static str, &'static [&'static str]) {
@@ -83,30 +83,6 @@ struct Slot {
 struct Taken {
     calls: Shares<Client, Arc<Active>>,
     refused: u64,
-}
-
-/// Who shares calls with others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Client {
-    Process(Peer),
-    Connection { user: Option<u32>, id: ConnectionId },
-}
-
-impl From<Origin> for Client {
-    fn from(Origin { connection, peer }: Origin) -> Self {
-        match peer.process {
-            Some(_) => Self::Process(peer),
-            None => Self::Connection { user: peer.user, id: connection },
-        }
-    }
-}
-
-impl Sharer for Client {
-    fn user(self) -> Option<u32> {
-        match self {
-            Self::Process(Peer { user, .. }) | Self::Connection { user, .. } => user,
-        }
-    }
 }
 
 /// An active call: what can be taken away from it.

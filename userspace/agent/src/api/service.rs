@@ -35,7 +35,7 @@ use crate::wire::containers::{self, TooLarge};
 use crate::wire::{capability, convert, problem, program, unserved, verdicts};
 use kwitness_api::text::escape;
 use kwitness_api::{GUARD_REPORTS_MAX, proto};
-use kwitness_service::BindingState;
+use kwitness_service::{BindingState, Origin};
 
 /// The longest that `Verify` waits.
 const WAIT_MAX_MS: u32 = 600_000;
@@ -260,6 +260,7 @@ impl Kwitness for Service {
         &self,
         request: Request<proto::VerifyRequest>,
     ) -> Result<Response<proto::VerifyResponse>, Status> {
+        let origin = request.extensions().get::<Origin>().copied().unwrap_or_default();
         let proto::VerifyRequest { filter, wanted, wait_ms, prove_ms } = request.into_inner();
         if wait_ms > WAIT_MAX_MS {
             return Err(Status::invalid_argument(format!("`wait_ms` is more than {WAIT_MAX_MS}")));
@@ -271,10 +272,11 @@ impl Kwitness for Service {
         let desired = wanted::read(&wanted.unwrap_or_default(), Clock::read().now())
             .map_err(Status::invalid_argument)?;
         let wait = Duration::from_millis(wait_ms.into());
+        let verifier = self.verifier.of_client(origin.into());
         let verify = async {
-            let mut verdicts = self.verifier.verify(&filter, &desired, wait).await?;
+            let mut verdicts = verifier.verify(&filter, &desired, wait).await?;
             if prove_ms > 0 {
-                self.verifier.prove(&mut verdicts, Duration::from_millis(prove_ms.into())).await?;
+                verifier.prove(&mut verdicts, Duration::from_millis(prove_ms.into())).await?;
             }
             Ok::<_, Status>(verdicts)
         };

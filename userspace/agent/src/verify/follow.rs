@@ -13,7 +13,7 @@
 //! diverged or reverted only when it still does not agree after [`SETTLE`]. Nothing is dropped: when more scopes are due than
 //! the queue holds, all containers are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kwitness_core::model::{KernelTime, Requester, VerdictScope};
@@ -99,6 +99,20 @@ impl Verifier {
                 }
             }
         }
+    }
+
+    /// Forgets the requests and the guard's limits for what has ended.
+    pub(super) async fn forget_ended(&self) -> Result<(), Stopped> {
+        // On a node without CRI proxy and guard, there is never any: no list of all containers is made for that.
+        let (requests, guard) = (self.reported.requests(), self.reported.guard());
+        if requests.is_empty() && guard.is_empty() {
+            return Ok(());
+        }
+        let subjects = self.engine.subjects(VerdictScope::All).await?;
+        let there: BTreeSet<&str> = subjects.iter().map(|(subject, _)| &*subject.container_id.0).collect();
+        requests.keep(&there, now());
+        guard.keep(&there);
+        Ok(())
     }
 
     /// Judges these limits; whether any verdict is still open.

@@ -33,6 +33,7 @@ use kwitness_core::model::{
     Requester, RuntimeFacts, State, Subject, Verdict, VerdictScope,
 };
 use kwitness_core::verdicts::proof::{Interval, Proof};
+use kwitness_service::{Client, Origin};
 use tokio::time::Instant;
 
 use crate::cgroupfs::CgroupFs;
@@ -70,6 +71,8 @@ pub struct Verifier {
     actuated: CheckpointFile,
     kubernetes: Option<Kubernetes>,
     turns: Arc<Turns>,
+    /// Whose looks take turns.
+    client: Client,
 }
 
 /// The answer to a `Verify` call.
@@ -232,12 +235,18 @@ impl Verifier {
             actuated: checkpoint("actuated_pods_state"),
             kubernetes: None,
             turns: Arc::default(),
+            client: Origin::default().into(),
         }
     }
 
     /// Shows what the Kubernetes API says beside each verdict.
     pub fn with_kubernetes(self, kubernetes: Option<Kubernetes>) -> Self {
         Self { kubernetes, ..self }
+    }
+
+    /// The same for that client, whose looks take turns with those of others.
+    pub fn of_client(&self, client: Client) -> Self {
+        Self { client, ..self.clone() }
     }
 
     /// The Kubernetes API, if it is a source.
@@ -248,20 +257,6 @@ impl Verifier {
     /// What clients report of limits.
     pub fn reported(&self) -> &Reported {
         &self.reported
-    }
-
-    /// Forgets the requests and the guard's limits for what has ended.
-    async fn forget_ended(&self) -> Result<(), Stopped> {
-        // On a node without CRI proxy and guard, there is never any: no list of all containers is made for that.
-        let (requests, guard) = (self.reported.requests(), self.reported.guard());
-        if requests.is_empty() && guard.is_empty() {
-            return Ok(());
-        }
-        let subjects = self.engine.subjects(VerdictScope::All).await?;
-        let there: BTreeSet<&str> = subjects.iter().map(|(subject, _)| &*subject.container_id.0).collect();
-        requests.keep(&there, now());
-        guard.keep(&there);
-        Ok(())
     }
 
     /// Judges the limits of the containers that pass the filter, and waits until all are in force, or so long. Where the Kubernetes
@@ -377,7 +372,8 @@ impl Verifier {
         let pods = pods && !look.filter.asks_for_containers();
         let mut sources = self.sources(subjects, look.status_age).await;
         let began = Instant::now();
-        let turn = if look.is_clients { self.turns.take(subjects.apps.len()).await } else { None };
+        let turn =
+            if look.is_clients { self.turns.take(self.client, subjects.apps.len()).await } else { None };
         let waited = began.elapsed();
         let mut deadline = look.deadline;
         if waited > PAUSE_MIN {

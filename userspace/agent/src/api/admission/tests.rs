@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use http_body_util::BodyExt as _;
+use kwitness_service::{ConnectionId, Peer};
 use tonic::Code;
 use tower::{ServiceExt as _, service_fn};
 

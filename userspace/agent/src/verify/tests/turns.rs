@@ -1,8 +1,10 @@
 //! Looks that wait for their turn, and calls that end while files are read.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::pin::pin;
 
 use futures_util::FutureExt as _;
 use kwitness_core::model::{Tolerance, Value};
@@ -18,9 +20,51 @@ use super::*;
 /// More than a look that is small has.
 const MANY: usize = 100;
 
+fn client(process: i32) -> Client {
+    Origin { peer: Peer { user: Some(0), process: Some(process) }, ..Origin::default() }.into()
+}
+
 /// All turns of looks at so many containers that nobody has.
 fn all(turns: &Turns, containers: usize) -> Vec<Turn> {
-    std::iter::from_fn(|| turns.take(containers).now_or_never().flatten()).collect()
+    std::iter::from_fn(|| turns.take(client(1), containers).now_or_never().flatten()).collect()
+}
+
+#[tokio::test]
+async fn of_clients_that_wait_each_has_a_turn_before_any_has_another() {
+    let turns = Turns::default();
+    let held = turns.take(client(1), MANY).await;
+    let had = RefCell::new(Vec::new());
+    let call = |process| {
+        let (turns, had) = (&turns, &had);
+        async move {
+            let _turn = turns.take(client(process), MANY).await.unwrap();
+            had.borrow_mut().push(process);
+        }
+    };
+    let mut calls = pin!(join_all([1, 1, 1, 2, 2, 3].map(call)));
+    assert_eq!(calls.as_mut().now_or_never(), None);
+    assert_eq!(turns.waiting(MANY), (6, 6));
+    drop(held);
+    calls.await;
+    assert_eq!(*had.borrow(), [2, 3, 1, 2, 1, 1]);
+    assert_eq!(all(&turns, MANY).len(), 1, "it is free again");
+}
+
+#[tokio::test]
+async fn calls_that_end_while_they_wait_leave_nothing_and_pass_their_turn_on() {
+    let turns = Turns::default();
+    let held = turns.take(client(1), MANY).await;
+    for process in 2..9 {
+        assert!(turns.take(client(process), MANY).now_or_never().is_none());
+        assert_eq!(turns.waiting(MANY), (1, 0), "not those before");
+    }
+    let mut ending = Box::pin(turns.take(client(2), MANY));
+    let mut waiting = Box::pin(turns.take(client(3), MANY));
+    assert!(ending.as_mut().now_or_never().is_none() && waiting.as_mut().now_or_never().is_none());
+    drop(held);
+    // It has the turn by now, and does not know.
+    drop(ending);
+    assert!(waiting.now_or_never().flatten().is_some());
 }
 
 #[tokio::test]
@@ -77,7 +121,7 @@ async fn a_look_that_waited_compares_with_what_is_desired_after_the_wait() {
         async move { verifier.verify(&filter, &[], Duration::ZERO).await }
     });
     // Nor does time pass until then.
-    while verifier.turns.asked_for(1) == held.len() {
+    while verifier.turns.waiting(1).1 == 0 {
         tokio::task::yield_now().await;
     }
     tokio::time::advance(STATUS_AGE * 2).await;
@@ -130,7 +174,7 @@ async fn a_turn_lasts_until_the_files_are_read_even_if_the_call_has_ended() {
     assert_eq!(all(&verifier.turns, MANY).len(), 0, "its files are still being read");
     writer.write_all(b"4096\n").unwrap();
     drop(writer);
-    assert!(verifier.turns.take(MANY).await.is_some());
+    assert!(verifier.turns.take(client(1), MANY).await.is_some());
 }
 
 #[tokio::test]
