@@ -88,8 +88,10 @@ pub(super) fn read(
 /// The name of the cgroup that crun makes inside a container's, for systemd to keep out of, and puts all of its processes into:
 /// `container`, unless the annotation `run.oci.systemd.subgroup` says otherwise. What a workload makes for itself is none.
 pub(crate) fn inner(container: &Directory) -> Option<CString> {
-    let is_empty =
-        |directory: &Directory| directory.text("cgroup.procs").is_ok_and(|members| members.trim().is_empty());
+    // However many processes the workload has: the first is enough.
+    let is_empty = |directory: &Directory| {
+        directory.text_within("cgroup.procs", 1).is_ok_and(|members| members.trim().is_empty())
+    };
     // A process here, and none of the cgroups below is the runtime's: the kernel would not have it give controllers to both.
     if !is_empty(container) {
         return None;

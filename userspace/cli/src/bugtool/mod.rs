@@ -8,7 +8,9 @@ mod redact;
 mod tests;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::Utc;
@@ -36,7 +38,7 @@ doctor.json      what `kwitness doctor -o json` shows
 events.kwr       a recording: `kwitness events --file events.kwr`
 config.toml      the daemon's configuration file
 kernel.txt       kernel version, lockdown, security modules, cgroup mounts, BPF sysctls
-log.txt          the service's log, with --logs only
+log.txt          the service's log, its last 86,400 lines, with --logs only
 errors.txt       what could not be collected, and why; a file that would be empty is left out
 
 There are no environment variables, no command lines and no output of containers in it.
@@ -55,6 +57,11 @@ const KERNEL: [&str; 8] = [
     "/sys/fs/cgroup/cgroup.controllers",
     "/etc/os-release",
 ];
+
+/// Bytes of a file that is collected whole: of a configuration, as many as a daemon reads.
+const SMALL_MAX: u64 = 1 << 20;
+/// Lines of the log: a day of one that has one a second.
+const LOG_LINES: &str = "--lines=86400";
 
 #[derive(Debug, clap::Args)]
 pub struct Bugtool {
@@ -138,7 +145,7 @@ impl Parts {
         let mut names = Names::default();
         self.values.iter().flat_map(|(_, values)| values).for_each(|value| names.learn(value));
         // Of this machine, if no daemon says how it is called.
-        if let Ok(host) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
+        if let Ok(host) = fs::read_to_string("/proc/sys/kernel/hostname") {
             names.add(host.trim());
         }
         let redactor = Redactor::new(&names)?;
@@ -210,11 +217,25 @@ async fn daemon(client: &mut Client, since: Timestamp, parts: &mut Parts) {
         parts.missing("events.kwr", &error);
     }
     if let Some(path) = &status.config_file {
-        match std::fs::read_to_string(path) {
+        match small(path.as_ref()) {
             Ok(text) => parts.texts.push(("config.toml", text)),
             Err(error) => parts.missing(&format!("config.toml ({path})"), &error),
         }
     }
+}
+
+/// The text of a small file. What is in its place instead is neither waited for nor read without a bound: which file a daemon uses is
+/// only what it says.
+fn small(path: &Path) -> io::Result<String> {
+    // Opening a FIFO would wait for its writer.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    if File::open(path)?.take(SMALL_MAX + 1).read_to_string(&mut text)? as u64 > SMALL_MAX {
+        return Err(io::Error::other(format!("larger than {} KiB", SMALL_MAX >> 10)));
+    }
+    Ok(text)
 }
 
 async fn events(client: &Client, since: Timestamp, parts: &mut Parts) -> anyhow::Result<()> {
@@ -244,10 +265,10 @@ async fn node(socket: Option<OsString>, parts: &mut Parts) {
     {
         let mut text = String::new();
         for path in KERNEL {
-            let contents = std::fs::read_to_string(path).unwrap_or_else(|error| format!("({error})\n"));
+            let contents = small(path.as_ref()).unwrap_or_else(|error| format!("({error})\n"));
             text += &format!("{path}: {}\n", contents.trim_end());
         }
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let of_kernel = |line: &&str| {
             let kind = line.split(' ').nth(2).unwrap_or_default();
             ["cgroup", "cgroup2", "bpf", "tracefs", "securityfs"].contains(&kind)
@@ -261,7 +282,7 @@ async fn node(socket: Option<OsString>, parts: &mut Parts) {
 fn logs(since: Timestamp, parts: &mut Parts) {
     let since = format!("--since=@{}", since.seconds);
     let journal = std::process::Command::new("journalctl")
-        .args(["--unit=kwitness", "--no-pager", "--output=short-iso-precise", &since])
+        .args(["--unit=kwitness", "--no-pager", "--output=short-iso-precise", LOG_LINES, &since])
         .output();
     match journal {
         Ok(output) if output.status.success() => {

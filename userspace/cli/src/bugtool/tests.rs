@@ -1,7 +1,6 @@
 //! What is in an archive, and what must not be: secrets are planted wherever the API has room for a name.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 
 use kwitness_api::proto::event::Kind;
 
@@ -94,6 +93,24 @@ fn unpack(parts: &Parts) -> BTreeMap<String, String> {
         files.insert(entry.path().unwrap().file_name().unwrap().to_string_lossy().into_owned(), text);
     }
     files
+}
+
+#[test]
+fn what_is_no_small_file_is_neither_waited_for_nor_read_without_a_bound() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.toml");
+    let refused = |path: &Path| small(path).unwrap_err().to_string();
+    fs::write(&path, "a = 1\n").unwrap();
+    assert_eq!(small(&path).unwrap(), "a = 1\n");
+    File::options().write(true).open(&path).unwrap().set_len(SMALL_MAX + 1).unwrap();
+    assert_eq!(refused(&path), "larger than 1024 KiB");
+    assert_eq!(refused(directory.path()), "not a regular file");
+    #[cfg(target_os = "linux")]
+    {
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert_eq!([&*fifo, Path::new("/dev/zero")].map(refused), ["not a regular file"; 2]);
+    }
 }
 
 #[test]
