@@ -102,7 +102,7 @@ pub(crate) async fn all_errors_in_the_configuration_are_reported_together(ctx: &
     let missing = directory.path().join("missing.toml");
     let mut command = kwitness(ctx, ["daemon", "--config"]);
     command.arg(&missing);
-    run(command).await?.check(1)?.check_says(&["missing.toml"])
+    run(command).await?.check(78)?.check_says(&["missing.toml"])
 }
 
 pub(crate) async fn without_root(ctx: &TestContext) -> Result<()> {

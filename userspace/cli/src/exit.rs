@@ -5,6 +5,8 @@ use std::io;
 use kwitness_api::SourceError;
 use kwitness_api::client::{Address, Error as ClientError};
 use kwitness_api::proto::VerdictKind;
+#[cfg(node)]
+use kwitness_service::ConfigurationError;
 
 use crate::output::note;
 
@@ -25,7 +27,7 @@ pub enum Code {
     Unreachable,
     /// This user may not connect to the daemon or use a file, or has insufficient privileges (`EX_NOPERM`).
     Denied,
-    /// The configuration has errors (`EX_CONFIG`).
+    /// The configuration cannot be read, or has errors (`EX_CONFIG`).
     Configuration,
     /// Ctrl-C, as shells have it.
     Interrupted,
@@ -48,7 +50,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("66", "no such pod, namespace or container on this node"),
     ("69", "the daemon cannot be reached"),
     ("77", "permission denied, or missing privileges"),
-    ("78", "the configuration has errors"),
+    ("78", "the configuration cannot be read, or has errors"),
     ("130", "ended by Ctrl-C"),
 ];
 
@@ -161,7 +163,9 @@ fn owner(_: &Address) -> String {
 
 #[cfg(node)]
 fn is_configuration(error: &anyhow::Error) -> bool {
-    error.is::<kwitness_agent::config::Problems>() || error.is::<kwitness_guard::policy::PolicyError>()
+    error.is::<kwitness_agent::config::Problems>()
+        || error.is::<kwitness_guard::policy::PolicyError>()
+        || error.downcast_ref().is_some_and(|error: &ConfigurationError| !error.is_denied())
 }
 
 #[cfg(not(node))]
@@ -181,6 +185,7 @@ fn is_denied(error: &anyhow::Error) -> bool {
 fn is_unprivileged(error: &anyhow::Error) -> bool {
     error.downcast_ref::<kwitness_agent::probe::Advised>().is_some_and(|error| error.is_denied)
         || error.downcast_ref().is_some_and(kwitness_guard::Unable::is_denied)
+        || error.downcast_ref().is_some_and(ConfigurationError::is_denied)
 }
 
 #[cfg(not(node))]
@@ -220,6 +225,30 @@ mod tests {
         assert_eq!(code(Err(Advised::from(ProbeError::Lockdown).into())), Code::Failure);
         assert_eq!(code(Err(kwitness_guard::Unable::Signal.into())), Code::Denied);
         assert_eq!(code(Err(kwitness_guard::Unable::Clock("1 s".into()).into())), Code::Failure);
+    }
+
+    #[cfg(node)]
+    #[test]
+    fn a_configuration_that_cannot_be_used_has_one_code_whosever_it_is() {
+        use kwitness_agent::config::{Config, Flag};
+        use kwitness_service::configuration;
+
+        let missing = std::path::Path::new("/nonexistent/file");
+        let unreadable = configuration::read("the policy", missing, "--policy").unwrap_err();
+        let invalid = ConfigurationError::Invalid("no endpoint".to_owned());
+        for error in [
+            Config::load(Some(missing), &[]).unwrap_err(),
+            Config::load(Some(std::path::Path::new("/dev/zero")), &[]).unwrap_err(),
+            Config::load(None, &[Flag::Set("no.such=setting".to_owned())]).unwrap_err(),
+            unreadable.into(),
+            anyhow::Error::from(invalid).context("cannot start"),
+        ] {
+            assert_eq!(code(Err(error)), Code::Configuration);
+        }
+        let (what, path, option) = ("the policy", missing.to_owned(), "--policy");
+        let error = io::ErrorKind::PermissionDenied.into();
+        let denied = ConfigurationError::Unreadable { what, path, error, option };
+        assert_eq!(code(Err(denied.into())), Code::Denied, "another user may");
     }
 
     #[test]

@@ -8,15 +8,14 @@
 //!
 //! Connects when there is something to send, and again after a failure. Never gives up on what the collector has not judged.
 
-use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use kwitness_api::causes;
 use kwitness_api::text::escape;
+use kwitness_api::{causes, innermost};
+use kwitness_service::{ConfigurationError, configuration};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
 use percent_encoding::percent_decode_str;
@@ -104,16 +103,25 @@ impl Collector {
     ///
     /// # Errors
     /// The options make no sense, or the certificates cannot be read.
-    pub fn new(options: &CollectorOptions, shared: Arc<Shared>) -> anyhow::Result<Self> {
+    pub fn new(options: &CollectorOptions, shared: Arc<Shared>) -> Result<Self, ConfigurationError> {
         let CollectorOptions { endpoint, ca, headers } = options;
         let is_tls = match endpoint.split_once("://") {
             Some(("https", _)) => true,
             Some(("http", _)) => false,
-            _ => bail!("the endpoint {endpoint:?} begins with neither http:// nor https://"),
+            _ => {
+                return Err(invalid(format!(
+                    "the endpoint {endpoint:?} begins with neither http:// nor https://"
+                )));
+            }
         };
         let mut channel = Endpoint::from_shared(endpoint.clone())
-            .with_context(|| format!("{endpoint:?} is no endpoint: expected http://HOST:4317"))?
-            .user_agent(concat!("kwitness/", env!("CARGO_PKG_VERSION")))?
+            .and_then(|endpoint| endpoint.user_agent(concat!("kwitness/", env!("CARGO_PKG_VERSION"))))
+            .map_err(|error| {
+                invalid(format!(
+                    "{endpoint:?} is no endpoint: {}; expected http://HOST:4317",
+                    innermost(&error)
+                ))
+            })?
             .connect_timeout(CONNECT_LIMIT)
             .timeout(ANSWER_LIMIT)
             .keep_alive_while_idle(true)
@@ -122,14 +130,17 @@ impl Collector {
             let mut tls = ClientTlsConfig::new();
             tls = match ca {
                 Some(path) => {
-                    let pem = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+                    let pem = configuration::read("the certificates", path, "--otlp-ca")?;
                     tls.ca_certificate(Certificate::from_pem(pem))
                 }
                 None => tls.with_native_roots(),
             };
-            channel = channel.tls_config(tls).context("use the certificates for the collector")?;
+            channel = channel.tls_config(tls).map_err(|error| {
+                invalid(format!("cannot use the certificates for the collector: {}", innermost(&error)))
+            })?;
         } else if let Some(path) = ca {
-            bail!("{} is for an https:// endpoint; {endpoint} has no TLS", path.display());
+            let path = path.display();
+            return Err(invalid(format!("{path} is for an https:// endpoint; {endpoint} has no TLS")));
         }
         let mut map = MetadataMap::new();
         for Header { name, value } in headers {
@@ -190,6 +201,10 @@ impl Collector {
     }
 }
 
+fn invalid(why: String) -> ConfigurationError {
+    ConfigurationError::Invalid(why)
+}
+
 /// What went wrong, in a line.
 pub fn words(status: &Status) -> String {
     let cause = causes(status).skip(1).last();
@@ -212,7 +227,7 @@ mod tests {
             ca: ca.map(PathBuf::from),
             headers: Vec::new(),
         };
-        Collector::new(&options, Arc::default()).map(drop).map_err(|error| format!("{error:#}"))
+        Collector::new(&options, Arc::default()).map(drop).map_err(|error| error.to_string())
     }
 
     #[tokio::test]
@@ -221,7 +236,12 @@ mod tests {
         for (endpoint, ca, expected) in [
             ("collector:4317", None, "neither http:// nor https://"),
             ("http://", None, "is no endpoint"),
-            ("https://collector:4317", Some("/does/not/exist.pem"), "read /does/not/exist.pem"),
+            (
+                "https://collector:4317",
+                Some("/does/not/exist.pem"),
+                "cannot read the certificates /does/not/exist.pem: ",
+            ),
+            ("https://collector:4317", Some("/dev/zero"), "/dev/zero: not a regular file; name another"),
             ("http://collector:4317", Some("/etc/ca.pem"), "has no TLS"),
         ] {
             let error = new(endpoint, ca).unwrap_err();

@@ -36,14 +36,14 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use futures_util::future::OptionFuture;
 use kwitness_api::client::Address;
 use kwitness_api::proto::Event;
 use kwitness_service::heartbeat::Heartbeat;
 use kwitness_service::http::{CONNECTIONS, HttpAddress, HttpCounters, HttpLimits, HttpServer};
 use kwitness_service::program::Program;
-use kwitness_service::{InstanceLock, Signal, Signals};
+use kwitness_service::{ConfigurationError, InstanceLock, Signal, Signals};
 
 pub use collector::{CollectorOptions, Header};
 pub use daemon_metrics::{MetricsOptions, Source as MetricsSource};
@@ -95,11 +95,13 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let Options { daemon, collector, metrics, kubernetes_events, state, node, cluster, http, sentence } =
         options;
+    let invalid =
+        |why: &str| -> anyhow::Result<()> { Err(ConfigurationError::Invalid(why.to_owned()).into()) };
     if collector.is_none() && !kubernetes_events {
-        bail!("nothing to do: name a collector with --otlp-endpoint, or set --kubernetes-events");
+        return invalid("nothing to do: name a collector with --otlp-endpoint, or set --kubernetes-events");
     }
     if collector.is_none() && metrics.is_some() {
-        bail!("--metrics-from needs a collector to send to: --otlp-endpoint");
+        return invalid("--metrics-from needs a collector to send to: --otlp-endpoint");
     }
     let mut signals = Signals::handle()?;
     let shared = Arc::<Shared>::default();

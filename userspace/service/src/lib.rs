@@ -1,5 +1,5 @@
 //! What the long-running programs (daemon, proxy, exporter, guard) share: the listening socket and its connections, HTTP and
-//! metrics, the lock that keeps a second instance out, capabilities, state files and those of text, the log, signals, memory, the
+//! metrics, the lock that keeps a second instance out, capabilities, files of configuration, state and text, the log, signals, memory, the
 //! service manager.
 //!
 //! Owns no policy of any of them. Never knows what is served.
@@ -9,6 +9,7 @@ mod beginning;
 mod binding;
 mod bounded;
 pub mod charge_calls;
+pub mod configuration;
 mod connection;
 mod counter;
 pub mod descriptors;
@@ -35,6 +36,7 @@ mod time_namespace;
 pub use beginning::{Beginning, ConnectionCounters};
 pub use binding::{Binding, BindingState};
 pub use bounded::{Answers, BoundedCodec, BoundedDecoder, Received, Requests, undecodable_answer};
+pub use configuration::ConfigurationError;
 pub use connection::Connection;
 pub use counter::Counter;
 pub use listener::{Limits, Listener};

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use kwitness_core::model::Thresholds;
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log::LogFormat;
-use kwitness_service::text_file;
+use kwitness_service::{ConfigurationError, configuration};
 use serde::Deserialize as _;
 use serde::de::IntoDeserializer as _;
 use toml::Spanned;
@@ -186,16 +186,14 @@ impl Config {
     /// All errors of all of them; a `file` that was named and cannot be read.
     pub fn load(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Self> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let text = match text_file::read(path, LARGEST_MIB) {
+        let text = match configuration::read("the configuration", path, "--config") {
             Ok(text) => Some(text),
-            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => {
-                let hint = "pass another file with --config, or omit the flag to use the defaults";
-                return Err(anyhow::anyhow!(
-                    "cannot read the configuration {}: {error}; {hint}",
-                    path.display()
-                ));
+            Err(ConfigurationError::Unreadable { error, .. })
+                if file.is_none() && error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                None
             }
+            Err(error) => return Err(error.into()),
         };
         let config = Self::parse(text.as_deref().map(|text| (path, text)), flags)?;
         Ok(Self { file: text.is_some().then(|| path.to_owned()), ..config })
@@ -245,9 +243,6 @@ impl Config {
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
     }
 }
-
-/// The largest configuration that is read.
-const LARGEST_MIB: u64 = 1;
 
 type Given = BTreeMap<&'static str, (Origin, toml::Value)>;
 
@@ -473,11 +468,11 @@ qqq = 1
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
         for path in [&*fifo, Path::new("/dev/zero"), directory.path()] {
             let error = Config::load(Some(path), &[]).unwrap_err().to_string();
-            assert!(error.contains(": not a regular file; pass another"), "{error}");
+            assert!(error.contains(": not a regular file; name another"), "{error}");
         }
         let large = directory.path().join("large.toml");
         std::fs::File::create(&large).unwrap().set_len(1 << 32).unwrap();
         let error = Config::load(Some(&large), &[]).unwrap_err().to_string();
-        assert!(error.contains(": larger than 1 MiB; pass another"), "{error}");
+        assert!(error.contains(": larger than 1 MiB; name another"), "{error}");
     }
 }

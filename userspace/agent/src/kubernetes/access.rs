@@ -5,6 +5,7 @@ use std::time::Duration;
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kwitness_api::text::without_excerpt;
+use kwitness_service::configuration;
 
 use super::Settings;
 use super::failure::Failure;
@@ -20,6 +21,9 @@ pub(super) async fn client(settings: &Settings) -> Result<(Client, String), Fail
     let mut config = match &settings.kubeconfig {
         Some(file) => {
             let what = format!("kubeconfig {}", file.display());
+            // It waits for the writer of a FIFO, and reads what has no end.
+            let readable = configuration::read("the kubeconfig", file, "kubernetes.kubeconfig");
+            readable.map_err(|error| Failure::Configuration(error.to_string()))?;
             let read = Kubeconfig::read_from(file).map_err(|error| unusable(&what, &error))?;
             let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
             config.map_err(|error| unusable(&what, &error))?
@@ -43,6 +47,16 @@ pub(super) async fn client(settings: &Settings) -> Result<(Client, String), Fail
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("kubeconfig");
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let settings = Settings { kubeconfig: Some(file), node: "node-1".to_owned() };
+        let Err(Failure::Configuration(text)) = client(&settings).await else { panic!("it is a FIFO") };
+        assert!(text.contains("kubeconfig: not a regular file; name another file with"), "{text}");
+    }
 
     #[tokio::test]
     async fn an_error_does_not_quote_the_credentials() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kwitness_api::proto::Event;
 use kwitness_export::{CollectorOptions, DEFAULT_STATE, Header, MetricsOptions, MetricsSource, Options};
+use kwitness_service::ConfigurationError;
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
@@ -89,8 +90,9 @@ pub fn run(options: Export, socket: Option<OsString>) -> anyhow::Result<Code> {
     let _log = log::start(&log_level, log_format)?;
     // Not by clap, whose error has the value.
     let headers = otlp_header.iter().map(|text| text.parse::<Header>()).collect::<Result<Vec<_>, _>>();
-    let headers =
-        headers.map_err(|error| anyhow::anyhow!("--otlp-header, OTEL_EXPORTER_OTLP_HEADERS: {error}"))?;
+    let headers = headers.map_err(|error| {
+        ConfigurationError::Invalid(format!("--otlp-header, OTEL_EXPORTER_OTLP_HEADERS: {error}"))
+    })?;
     let collector = otlp_endpoint.map(|endpoint| CollectorOptions { endpoint, ca: otlp_ca, headers });
     let interval = Duration::from_secs(metrics_interval.into());
     let options = Options {

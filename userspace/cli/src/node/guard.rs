@@ -12,11 +12,11 @@ use kwitness_guard::raise::Kubernetes;
 use kwitness_guard::raise::{Cri, Raiser};
 use kwitness_guard::status::{self, Status};
 use kwitness_guard::{Options, PRIVILEGES, dry_run, watchdog};
+use kwitness_service::configuration;
 use kwitness_service::http::HttpAddress;
 use kwitness_service::log;
 use kwitness_service::log::LogFormat;
 use kwitness_service::privileges::{Privilege, for_bpf, held, keep_only};
-use kwitness_service::text_file;
 
 use crate::connect;
 use crate::exit::Code;
@@ -146,12 +146,8 @@ async fn raiser(options: &Guard) -> anyhow::Result<Raiser> {
     Ok(Raiser::Cri(Cri::connect(endpoint).await?))
 }
 
-/// The largest policy that is read.
-const POLICY_MAX_MIB: u64 = 1;
-
 fn read(file: &Path) -> anyhow::Result<Policy> {
-    let text =
-        text_file::read(file, POLICY_MAX_MIB).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = configuration::read("the policy", file, "--policy")?;
     Policy::parse(&text).with_context(|| file.display().to_string())
 }
 
@@ -275,6 +271,7 @@ mod tests {
     fn a_policy_with_errors_is_a_configuration_error() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("guard.toml");
+        assert_eq!(crate::exit::code(Err(read(&file).unwrap_err())), Code::Configuration, "it is not there");
         std::fs::write(&file, "[[rule]]\nstap = \"1Mi\"\n").unwrap();
         let error = read(&file).unwrap_err();
         let expected = format!("{}: line 2: there is no key \"stap\"; did you mean step?", file.display());

@@ -10,12 +10,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Error};
 use kwitness_api::text::without_excerpt;
+use kwitness_service::{ConfigurationError, configuration};
 use tokio::time::Instant;
 
 use super::resize::{Target, is_about_pod, text};
@@ -55,14 +56,18 @@ impl Kubernetes {
     /// # Errors
     /// There is no such access.
     pub async fn connect(kubeconfig: Option<&Path>, node: Option<String>) -> anyhow::Result<Self> {
+        let invalid = ConfigurationError::Invalid;
         let mut config = match kubeconfig {
             Some(file) => {
-                let read = Kubeconfig::read_from(file);
-                let read = read.map_err(|error| {
-                    anyhow!("cannot read the kubeconfig {}: {}", file.display(), without_excerpt(&error))
-                })?;
+                let unusable = |error: &dyn std::fmt::Display| {
+                    let (file, error) = (file.display(), without_excerpt(error));
+                    invalid(format!("cannot use the kubeconfig {file}: {error}"))
+                };
+                // It waits for the writer of a FIFO, and reads what has no end.
+                configuration::read("the kubeconfig", file, "--kubeconfig")?;
+                let read = Kubeconfig::read_from(file).map_err(|error| unusable(&error))?;
                 let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
-                config.with_context(|| format!("cannot use the kubeconfig {}", file.display()))?
+                config.map_err(|error| unusable(&error))?
             }
             None => Config::infer().await.map_err(|error| {
                 anyhow!("no access to a Kubernetes API; name a --kubeconfig: {}", without_excerpt(&error))
@@ -70,9 +75,8 @@ impl Kubernetes {
         };
         // It would run on the one thread that renews the lease, in the middle of a hold.
         if config.auth_info.exec.is_some() || config.auth_info.auth_provider.is_some() {
-            bail!(
-                "the kubeconfig runs a program for its credentials; use a token, a token file or a certificate"
-            );
+            let why = "the kubeconfig runs a program for its credentials; use a token, a token file or a certificate";
+            return Err(invalid(why.to_owned()).into());
         }
         config.connect_timeout = Some(CONNECT_LIMIT);
         // The time of a hold is better spent on an answer.
