@@ -109,6 +109,47 @@ async fn what_was_given_up_before_its_names_were_known_is_a_gap_once_they_are() 
 }
 
 #[tokio::test]
+async fn what_was_given_up_right_before_the_names_were_known_is_one_gap() {
+    let (hub, mut writer) = hub(1024);
+    let (unnamed, named) = (subject(2, None), subject(2, Some(facts("prod", "web", "nginx"))));
+    let web = async |seq| {
+        let events = replay(&hub, seq, of_pods(&["web"])).await;
+        let told = gaps(&events).into_iter().map(|(of, gap)| {
+            assert_eq!((of, gap.cause()), (id(&named), proto::GapCause::ReplayExpired));
+            (gap.first_seq.unwrap(), gap.last_seq.unwrap(), gap.lost["event"])
+        });
+        (told.collect::<Vec<_>>(), numbers(&events))
+    };
+    let kept = |given_up: u64, first| (given_up..=given_up).chain(first..first + 1023).collect::<Vec<_>>();
+    let quiet = subject(1, Some(facts("prod", "db", "postgres")));
+    writer.append([created(&quiet)], clock());
+    writer.append((0..3000).map(|_| stopped(&unnamed)), clock());
+    writer.append([updated(&named)], clock());
+    writer.append((0..1022).map(|_| stopped(&named)), clock());
+    // The oldest event that is left is the one that names it, 3002. Who has come to any place before got none of those before.
+    for seq in [0, 500, 3000, 3001] {
+        assert_eq!(web(seq).await, (vec![(2, 3001, 3000)], kept(3001, 3002)), "after {seq}");
+    }
+    assert_eq!(web(3002).await, (vec![], (3003..=4024).collect()));
+    // By what is known from the first event on, events come in time, and so does their gap.
+    for (seq, lost) in [(0, 3000), (500, 2501)] {
+        let events = replay(&hub, seq, of_pods(&["uid-2"])).await;
+        assert_eq!(gaps(&events).iter().map(|(_, gap)| gap.lost["event"]).collect::<Vec<_>>(), [lost]);
+    }
+    // That event is given up, too.
+    writer.append([stopped(&named)], clock());
+    for seq in [0, 500, 3001] {
+        assert_eq!(web(seq).await, (vec![(2, 3002, 3001)], kept(3002, 3003)), "after {seq}");
+    }
+    // A later one takes its place, and is not the first that names it.
+    writer.append([updated(&named)], clock());
+    writer.append((0..1022).map(|_| stopped(&named)), clock());
+    for (seq, gap) in [(0, (2, 4025, 4024)), (500, (2, 4025, 4024)), (4000, (4001, 4025, 25))] {
+        assert_eq!(web(seq).await, (vec![gap], kept(4025, 4026)), "after {seq}");
+    }
+}
+
+#[tokio::test]
 async fn of_containers_within_their_share_the_oldest_events_go() {
     let (hub, mut writer) = hub(1024);
     for number in 0..1000 {

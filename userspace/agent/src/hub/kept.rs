@@ -313,7 +313,7 @@ impl<'a> Restoring<'a> {
             left = left.checked_sub(count)?;
             let owner = (*is_of_container == 1).then_some(owner);
             if let Some(owner) = owner {
-                let gone = Gone { first, last, count };
+                let gone = Gone { first, last, count, named: None };
                 self.gone.entry(owner).and_modify(|known| *known = known.and(gone)).or_insert(gone);
             }
             of.push((owner, count));

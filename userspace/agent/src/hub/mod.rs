@@ -338,10 +338,13 @@ mod tests {
         let (unnamed, named) = (subject(1, None), subject(1, Some(facts("prod", "web", "nginx"))));
         let (filter, other) =
             (proto::Filter { pods: vec!["web".into()], ..Default::default() }, subject(2, None));
-        // Who comes with another epoch gets a gap for what has left, and no second one.
+        // Who gets a gap for what has left of all, gets no second one for what has left of one.
         for (before, epoch, seq, expected) in [
             (&named, "epoch", 5, &[7][..]),
+            (&named, "epoch", 0, &[2, 7]),
             (&unnamed, "epoch", 5, &[2, 7]),
+            (&unnamed, "epoch", 0, &[2, 7]),
+            (&unnamed, "epoch", 1, &[2, 1, 7]),
             (&unnamed, "another", 1, &[2, 7]),
         ] {
             let (hub, mut writer) = hub(8);

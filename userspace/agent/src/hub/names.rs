@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use kwitness_core::journal::Missed;
 use kwitness_core::model::CgroupId;
 
 use super::subject::EncodedSubject;
@@ -33,6 +34,8 @@ pub(super) struct Gone {
     pub(super) last: u64,
     /// How many.
     pub(super) count: u64,
+    /// The number of the first one with the names, if one has left after them.
+    pub(super) named: Option<u64>,
 }
 
 impl Gone {
@@ -43,10 +46,27 @@ impl Gone {
         Some(Self { first, count: self.count.min(most), ..self })
     }
 
+    /// Those up to a number, at most.
+    pub(super) fn until(self, seq: u64) -> Option<Self> {
+        let last = self.last.min(seq);
+        let most = (last + 1).checked_sub(self.first).filter(|most| *most > 0)?;
+        Some(Self { last, count: self.count.min(most), ..self })
+    }
+
+    /// Those outside of a range, at most.
+    pub(super) fn without(self, range: &Missed) -> Option<Self> {
+        match (self.until(range.first - 1), self.from(range.last + 1)) {
+            (Some(before), Some(after)) => {
+                Some(Self { count: self.count.min(before.count + after.count), ..self })
+            }
+            (before, after) => before.or(after),
+        }
+    }
+
     /// Those and others.
     pub(super) fn and(self, other: Self) -> Self {
         let (first, last) = (self.first.min(other.first), self.last.max(other.last));
-        Self { first, last, count: self.count + other.count }
+        Self { first, last, count: self.count + other.count, named: self.named.or(other.named) }
     }
 }
 
@@ -72,9 +92,15 @@ impl Names {
         }
         if named.events.is_empty() {
             self.0.remove(&subject.subject.cgroup_id);
-        } else if let Some(seq) = seq.filter(|_| subject.subject.facts.is_none()) {
-            let gone = named.gone.get_or_insert(Gone { first: seq, last: seq, count: 0 });
-            *gone = Gone { last: seq, count: gone.count + 1, ..*gone };
+        } else if let Some(seq) = seq {
+            match (&mut named.gone, &subject.subject.facts) {
+                (Some(gone), Some(_)) => gone.named = gone.named.or(Some(seq)),
+                (None, Some(_)) => {}
+                (gone, None) => {
+                    let before = gone.unwrap_or(Gone { first: seq, last: seq, count: 0, named: None });
+                    *gone = Some(Gone { last: seq, count: before.count + 1, ..before });
+                }
+            }
         }
     }
 

@@ -49,6 +49,12 @@ impl EncodedSubject {
         selects_labelled(filter, &self.subject, || Cow::Owned(self.labels()))
     }
 
+    /// Whether it would match as it was before the runtime had named it.
+    pub(super) fn matches_unnamed(&self, filter: &Filter) -> bool {
+        let unnamed = Subject { facts: None, ..(*self.subject).clone() };
+        selects_labelled(filter, &unnamed, Cow::default)
+    }
+
     /// One more entry has it; the bytes that the window holds for it from now on. Under the window's lock alone.
     pub(super) fn enter(&self) -> usize {
         if self.entries.fetch_add(1, Relaxed) == 0 { self.held_bytes() } else { 0 }

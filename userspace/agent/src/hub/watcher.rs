@@ -11,10 +11,12 @@
 //! A gap in the place of events that the journal has given up names their container, and passes the filter as it would.
 //!
 //! A container's names come after its first events. To a watcher that asks for a name, those events are delivered late, just
-//! before the `updated` event that made the container match ([`Watcher::late_start`]); unless it requested resolved
+//! before the `updated` event that made the container match ([`late`]); unless it requested resolved
 //! names, then every event is matched by the names known when it is read.
 //!
 //! What the filter costs is paid outside of the journal's lock.
+
+mod late;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use kwitness_core::journal::{Cursor, GivenUp, Journal, Missed, Piece, Position, ResumeError};
+use kwitness_core::journal::{Cursor, Journal, Missed, Piece, Position, ResumeError};
 use kwitness_core::model::{CgroupId, KernelTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -33,6 +35,7 @@ use super::window::BatchMax;
 use super::{EncodedSubject, Entry, Filter, Hub, NonContainerScope};
 use crate::clock::Clock;
 use kwitness_api::{EventKind, proto};
+use late::Late;
 
 /// Of one message at most. gRPC clients refuse messages above 4 MiB by default.
 pub(super) const BATCH: BatchMax =
@@ -66,6 +69,8 @@ pub struct Watcher {
     /// No event before is delivered, not even late. Of who resumes it is the first one, unless a gap stands for those before: while a
     /// container had no name, its events were not delivered either.
     first_seq: u64,
+    /// The last range after that of which the watcher got a gap that names no container.
+    missed: Option<Missed>,
     /// The number of the last event to deliver; none: follow.
     last_seq: Option<u64>,
     /// Delivered before anything else.
@@ -86,17 +91,6 @@ pub struct Watcher {
     /// In tests: says that a batch has been read, and waits before it is matched.
     #[cfg(test)]
     pub(super) before_matching: Option<(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>)>,
-}
-
-/// Where the late delivery of a container's events stands.
-#[derive(Clone, Copy, Debug)]
-struct Late {
-    of: CgroupId,
-    next: u64,
-    /// The time of the event with that number, or of the last one that was delivered late, if it is known.
-    at: Option<KernelTime>,
-    /// The number of the `updated` event that they come before.
-    before: u64,
 }
 
 impl Hub {
@@ -182,6 +176,7 @@ impl Hub {
             filter,
             cursor,
             first_seq: cursor.seq() + 1,
+            missed: None,
             last_seq: None,
             opening,
             present,
@@ -300,6 +295,12 @@ impl Watcher {
             let count = missed.last - missed.first + 1;
             let gap = self.gap(missed, count, self.last_at, pieces.peek().and_then(entry_of));
             items.push(Item::Own(Box::new(hub.own_event(missed.last, gap))));
+            // That gap stands for all of them: whoever they were of, no other one follows.
+            if missed.first <= self.first_seq {
+                self.first_seq = missed.last + 1;
+            } else {
+                self.missed = Some(missed);
+            }
         }
         let mut matching = Matching::default();
         while let Some(piece) = pieces.next() {
@@ -334,37 +335,6 @@ impl Watcher {
         items
     }
 
-    /// Says whose events are no longer there, of those that the watcher asks for.
-    fn given_up(&self, given_up: &GivenUp<CgroupId>, next: Option<&Entry>, items: &mut Vec<Item>) {
-        let is_over = self.last_seq.is_some_and(|last| given_up.first > last) || self.remaining == Some(0);
-        if is_over || self.until.is_some_and(|(until, _)| self.last_at.is_some_and(|at| at > until)) {
-            return;
-        }
-        let of: Vec<_> = self.hub.window.look(|journal, names| {
-            let known = |container| {
-                let (latest, oldest) = names.of(container)?;
-                // What was not known of the oldest event that is left was not known of those before: they may still come late.
-                let then = journal.get(oldest).and_then(|entry| entry.subject.as_ref());
-                Some((latest.clone(), then.filter(|_| !self.resolve_names).unwrap_or(latest).clone()))
-            };
-            given_up.of.iter().map(|(container, count)| (container.and_then(known), *count)).collect()
-        });
-        let mut wanted: Vec<_> = of
-            .into_iter()
-            .filter(|(of, _)| of.as_ref().is_none_or(|(_, then)| then.matches(&self.filter)))
-            .collect();
-        // Each has a number of its own, the last ones: whoever resumes after one of them gets the others.
-        let room = usize::try_from(given_up.last - given_up.first + 1).unwrap_or(usize::MAX);
-        let wanted = wanted.split_off(wanted.len().saturating_sub(room));
-        let first = given_up.last + 1 - wanted.len() as u64;
-        for (seq, (of, count)) in (first..=given_up.last).zip(wanted) {
-            let missed = Missed { first: given_up.first, last: given_up.last };
-            let gap = self.gap(missed, count, self.last_at, next);
-            let container = of.and_then(|(latest, _)| latest.container());
-            items.push(Item::Own(Box::new(proto::Event { container, ..self.hub.own_event(seq, gap) })));
-        }
-    }
-
     fn deliver(&mut self, seq: u64, entry: Entry, items: &mut Vec<Item>) {
         let is_of_node = entry.kind.is_of_node();
         if is_of_node || self.filter.wants_kind(Some(entry.kind)) {
@@ -373,83 +343,6 @@ impl Watcher {
                 self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(1));
             }
         }
-    }
-
-    /// The first of a container's events, before the `updated` event with the number `before`, whose subject was not yet known
-    /// to be one that the watcher asks for.
-    fn late_start(&mut self, of: &EncodedSubject, before: u64) -> Option<Late> {
-        if self.resolve_names || !self.filter.asks_for_names() || self.late_before >= before {
-            return None;
-        }
-        self.late_before = before;
-        let of = of.subject.cgroup_id;
-        let (mut start, mut at, mut found_all) = (before, None, false);
-        while !found_all {
-            let range = self.first_seq..start;
-            let newest_first: Vec<(u64, Entry)> = self.hub.window.look(|journal, names| {
-                let seqs = names.events(of, range).rev().take(BATCH.items.get());
-                seqs.filter_map(|seq| Some((seq, journal.get(seq)?.clone()))).collect()
-            });
-            if newest_first.is_empty() {
-                break;
-            }
-            let mut matching = Matching::default();
-            found_all = newest_first.iter().any(|(seq, entry)| {
-                let delivered = entry.subject.as_ref().is_some_and(|of| matching.matches(&self.filter, of));
-                if !delivered {
-                    (start, at) = (*seq, Some(entry.at));
-                }
-                delivered || entry.kind == EventKind::Created
-            });
-        }
-        let gone = self.hub.window.look(|_, names| names.gone(of)).and_then(|gone| gone.from(self.first_seq));
-        if let Some(gone) = gone.filter(|gone| !found_all && gone.first < start) {
-            (start, at) = (gone.first, None);
-        }
-        (start < before).then_some(Late { of, next: start, at, before })
-    }
-
-    fn read_late(&mut self, late: Late) -> Vec<Item> {
-        let Late { of, next, at, before } = late;
-        let (first_kept, latest, gone, entries, is_cut) = self.hub.window.look(|journal, names| {
-            let (mut entries, mut bytes) = (Vec::new(), 0);
-            for seq in names.events(of, next..before).take(BATCH.items.get()) {
-                let Some(entry) = journal.get(seq) else { continue };
-                bytes += super::window::Item::wire_bytes(entry);
-                entries.push((seq, entry.clone()));
-                if bytes >= BATCH.bytes {
-                    break;
-                }
-            }
-            let is_cut = entries.len() == BATCH.items.get() || bytes >= BATCH.bytes;
-            let latest = names.of(of).map(|(latest, _)| latest.clone());
-            (journal.first_seq(), latest, names.gone(of), entries, is_cut)
-        });
-        let mut items = Vec::with_capacity(entries.len() + 1);
-        // It is not known of all if the container had no event there for a while.
-        let gone = gone.filter(|gone| gone.first <= next).and_then(|gone| gone.from(next));
-        if gone.is_some() || first_kept > next {
-            let last = gone.map_or(first_kept - 1, |gone| gone.last).min(before - 1);
-            let missed = Missed { first: next, last };
-            let count = gone.map_or(last - next + 1, |gone| gone.count);
-            // What was read last is later than they were.
-            let gap = self.gap(missed, count, at, entries.first().map(|(_, entry)| entry));
-            let container = gone.and(latest).and_then(|latest| latest.container());
-            let event = proto::Event { container, ..self.hub.own_event(missed.last, gap) };
-            items.push(Item::Own(Box::new(event)));
-        }
-        if let Some((last, entry)) = entries.last().filter(|_| is_cut) {
-            self.late = Some(Late { of, next: last + 1, at: Some(entry.at), before });
-        }
-        for (seq, entry) in entries {
-            if self.remaining == Some(0) {
-                break;
-            }
-            if self.until.is_none_or(|(until, _)| entry.at <= until) {
-                self.deliver(seq, entry, &mut items);
-            }
-        }
-        items
     }
 
     /// Of so many events, in that range of numbers.

@@ -184,6 +184,8 @@ async fn a_full_file_gives_way_and_the_oldest_goes() {
 #[cfg(unix)]
 #[tokio::test]
 async fn a_recording_has_one_writer_and_a_link_is_not_followed() {
+    use std::os::unix::fs::PermissionsExt as _;
+
     let directory = tempfile::tempdir().unwrap();
     let (path, link) = (directory.path().join("r"), directory.path().join("link"));
     let refused = |path| Writer::open(path, PLAIN, &header()).map(drop).unwrap_err();
@@ -195,6 +197,9 @@ async fn a_recording_has_one_writer_and_a_link_is_not_followed() {
     writer.append(&created(3, "b")).unwrap();
     writer.finish().unwrap();
     assert_eq!(seqs(&path).await, [2, 3], "readers are let in");
+    for part in [&path, &directory.path().join("r.1")] {
+        assert_eq!(fs::metadata(part).unwrap().permissions().mode() & 0o077, 0, "but the owner's only");
+    }
     drop(writer);
     assert_eq!(write(&path, PLAIN, &[created(4, "c")]), Some(3));
 

@@ -6,6 +6,10 @@
 //!                                      └ a replay begins with it, whatever else is there
 //! ```
 //!
+//! The first one of a daemon is written by the engine itself, before it takes a record: what an earlier daemon left is gone before a
+//! record is consumed that is not in it, or the daemon does not start; and daemons that are killed at every start leave one ledger and a
+//! draft, however many they are. One that is begun anew is written so, too: it is whole from its first entry on.
+//!
 //! Owns what it is made of. Never touches a segment that is being filled.
 
 use std::fs;

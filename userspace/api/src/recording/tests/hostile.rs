@@ -70,6 +70,21 @@ async fn other_files_are_no_recordings() {
     assert!(matches!(refused(&path).await, Error::Damaged { .. }));
 }
 
+#[tokio::test]
+async fn a_recording_of_a_later_release_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("r");
+    let later = Header { format: FORMAT + 1, ..header() };
+    Writer::open(&path, PLAIN, &later).unwrap().0.finish().unwrap();
+    let written = fs::read(&path).unwrap();
+    let to_write = Writer::open(&path, PLAIN, &header()).map(drop).unwrap_err();
+    for error in [refused(&path).await, to_write] {
+        assert!(matches!(error, Error::Newer { format, .. } if format == FORMAT + 1), "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+    assert_eq!(fs::read(&path).unwrap(), written, "it is not overwritten");
+}
+
 #[test]
 fn a_frame_that_unpacks_to_too_much_is_given_up() {
     let zeros = vec![0; 4 << 20];
