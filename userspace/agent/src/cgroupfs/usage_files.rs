@@ -16,7 +16,7 @@ pub const V1_UNLIMITED: u64 = i64::MAX.unsigned_abs() & !0xffff;
 /// What a file says, or one line of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Amount {
-    /// That number.
+    /// The file's number, in its own unit.
     Is(u64),
     /// There is no limit.
     Unlimited,
@@ -83,7 +83,7 @@ impl fmt::Display for Amount {
 pub struct Counters(Result<String, Amount>);
 
 impl Counters {
-    /// Reads it.
+    /// Reads a file of `NAME NUMBER` lines.
     pub fn read(directory: &Directory, file: &str) -> Self {
         Self(directory.text_within(file, LONGEST).map_err(|error| Amount::from_error(directory, &error)))
     }

@@ -54,7 +54,7 @@ pub enum Verdict {
 /// What the kernel's lockdown forbids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lockdown {
-    /// Nothing.
+    /// Lockdown forbids nothing.
     Off,
     /// Changing the running kernel: BPF tracepoints are allowed.
     Integrity,

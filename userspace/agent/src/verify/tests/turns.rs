@@ -16,7 +16,7 @@ use super::*;
 /// More than a look that is small has.
 const MANY: usize = 100;
 
-/// All turns of looks at so many containers that nobody has.
+/// All turns of looks at so many containers that are free.
 fn all(turns: &Turns, containers: usize) -> Vec<Turn> {
     std::iter::from_fn(|| turns.take(containers).now_or_never().flatten()).collect()
 }
