@@ -129,8 +129,8 @@ impl HandMade {
         Ok(self.id)
     }
 
-    /// The same as [`Self::start`] in a pid namespace of its own, with its cgroup in that directory; what is started there is its parent, and ends
-    /// as it does.
+    /// The same as [`Self::start`] in a pid namespace of its own, with its cgroup in that directory; what is started there is its
+    /// parent, and ends as it does.
     pub fn start_with_own_pids(&self, cgroup: &Path, program: &str, arguments: &[&str]) -> Result<Child> {
         self.spawn(helper(cgroup).env(OWN_PIDS, "1").arg(program).args(arguments))
     }

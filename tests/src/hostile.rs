@@ -310,7 +310,7 @@ fn empty_entries(socket: &Path, path: &str) -> Result<Vec<Connection>> {
 
 /// The same, with no more entries than are decoded: what is decoded is kept.
 fn short_entries(socket: &Path, path: &str) -> Result<Vec<Connection>> {
-    // Field 1, with a number that nobody knows, over and over.
+    // Field 1, with the number of no field, over and over.
     let entry = [&[0x0a, 62][..], &[0x78, 0].repeat(31)].concat();
     bodies(socket, path, &[prefix(LARGEST), entry.repeat(LARGEST as usize / 64)].concat())
 }

@@ -39,7 +39,10 @@ impl Prometheus {
         // As many seconds as minutes: what is short enough to be no alert is shorter than a test.
         let rules = rules.replace("for: 2m\n", "for: 2s\n").replace("for: 10m\n", "for: 10s\n");
         fs::write(at("alerts.yaml"), rules).context("write the rules")?;
-        let job = |(name, port): &(&str, u16)| json!({ "job_name": name, "static_configs": [{ "targets": [format!("127.0.0.1:{port}")] }] });
+        let job = |(name, port): &(&str, u16)| {
+            let target = format!("127.0.0.1:{port}");
+            json!({ "job_name": name, "static_configs": [{ "targets": [target] }] })
+        };
         // JSON is YAML.
         let configuration = json!({
             "global": { "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s" },

@@ -1,4 +1,4 @@
-// What holds a pod's namespaces: waits, reaps, and ends when told to.
+// What holds a pod's namespaces: waits, reaps, and ends on a signal.
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -2,7 +2,8 @@
 //!
 //! Owns `deploy/kwitness.yaml`, which is the chart rendered with its defaults, and the chart's copies of files outside of it, which Helm
 //! could not read. The real helm lints and renders the chart with each value set in its `ci/`; kubeconform validates what comes out, as
-//! strictly as the API server; promtool checks and tests the alert rules that it embeds. Never decides what the chart deploys, except that its defaults are of least privilege.
+//! strictly as the API server; promtool checks and tests the alert rules that it embeds. Never decides what the chart deploys,
+//! except that its defaults are of least privilege.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -320,8 +321,8 @@ fn objects(manifest: &str) -> Result<Vec<Value>> {
         .context("parse the rendered manifest")
 }
 
-/// What the daemon keeps for the next one has a BPF file system to be in, and a pod without one keeps nothing. A pod that removes it when no
-/// other stands by is one that a rollout lets another stand by for.
+/// What the daemon keeps for the next one has a BPF file system to be in, and a pod without one keeps nothing. A pod that removes
+/// it when no other stands by is one that a rollout lets another stand by for.
 fn check_pins(manifest: &str) -> Result<()> {
     let objects = objects(manifest)?;
     let of = |kind: &'static str| objects.iter().filter(move |object| object["kind"] == kind);
@@ -405,7 +406,8 @@ fn roles_of<'a>(objects: &'a [Value], set: &Value) -> Vec<&'a Value> {
     roles.map(|role| &role["rules"]).collect()
 }
 
-/// A monitor gives its targets the job that the alerts expect, and no label that the metrics have themselves: Prometheus would rename theirs.
+/// A monitor gives its targets the job that the alerts expect, and no label that the metrics have themselves: Prometheus would
+/// rename theirs.
 fn check_monitors(manifest: &str) -> Result<()> {
     for object in objects(manifest)? {
         let kind = object["kind"].as_str().unwrap_or_default();

@@ -175,7 +175,8 @@ fn unresized() -> Vec<Spec> {
     pods.map(|spec| if has_some(&spec) { spec.fixed() } else { spec }).collect()
 }
 
-/// Of one that does not record them either: a pod's limit that may be by them is unknown. Of one of its containers, whoever sent it knows it.
+/// Of one that does not record them either: a pod's limit that may be by them is unknown. Of one of its containers, whoever sent
+/// it knows it.
 fn unrecorded() -> Vec<Spec> {
     let of_a_pod = |spec: Spec| match spec.name {
         "pod-and-one" | "pod-and-all" => ["cpu.max", "memory.max"].into_iter().fold(spec, |spec, file| {
@@ -186,7 +187,8 @@ fn unrecorded() -> Vec<Spec> {
     unresized().into_iter().map(of_a_pod).collect()
 }
 
-/// A container with a processor of its own has no quota; one processor is reserved, and one is left for the other pods. No guaranteed pod of such a kubelet can be resized in place.
+/// A container with a processor of its own has no quota; one processor is reserved, and one is left for the other pods. No
+/// guaranteed pod of such a kubelet can be resized in place.
 fn exclusive() -> Vec<Spec> {
     let is_guaranteed = |spec: &Spec| spec.name == "guaranteed";
     let pods = pods::few().into_iter();

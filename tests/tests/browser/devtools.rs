@@ -170,7 +170,7 @@ impl Page<'_> {
         Ok(image)
     }
 
-    /// That nothing but the file was asked for, and that nothing failed or was refused by the page's policy.
+    /// That nothing but the file was requested, and that nothing failed or was refused by the page's policy.
     pub(crate) fn check_quiet(self, file: &Path) -> Result<()> {
         let of = |method: &'static str| {
             self.browser.events.iter().filter(move |event| event["method"] == method).collect::<Vec<_>>()

@@ -35,7 +35,7 @@ fn page(ctx: &TestContext, directory: &Path) -> Result<std::path::PathBuf> {
     Ok(page)
 }
 
-/// Nothing but the file is asked for, no script fails, a mark says what it is when it is clicked, a row moves the chart, and the
+/// Nothing but the file is requested, no script fails, a mark says what it is when it is clicked, a row moves the chart, and the
 /// buttons zoom.
 fn the_timeline_answers_clicks(ctx: &TestContext) -> Result<()> {
     let directory = tempfile::tempdir().context("make a directory")?;

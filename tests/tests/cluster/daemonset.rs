@@ -48,7 +48,7 @@ pub(crate) async fn the_charts_pod_is_ready_with_its_privileges_alone(ctx: &Test
         ensure!(listed.code == 0 && listed.stdout.contains("seen"), "{listed:?}");
         ensure!(Path::new(PINS).exists(), "nothing is pinned at {PINS}");
         cluster.api.run(&["delete", "pod", POD, "--namespace", NAMESPACE, "--wait=false"])?;
-        // Nobody stands by to go on with it.
+        // No daemon stands by to go on with it.
         wait_for("the end of what is pinned", SOON, async || {
             tokio::time::sleep(PAUSE).await;
             Ok((!Path::new(PINS).exists()).then_some(()))

@@ -1,4 +1,5 @@
-//! Kubernetes Events at a real API server, created by the chart's account, which may do nothing else: over a denial and an outage, once each.
+//! Kubernetes Events at a real API server, created by the chart's account, which may do nothing else: over a denial and an
+//! outage, once each.
 //!
 //! ```text
 //!  time ─▶  no role yet      role          limit      API server killed        exporter that

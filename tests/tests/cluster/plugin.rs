@@ -1,5 +1,5 @@
-//! `kubectl kwitness` against a real API server and kubelet: the daemon's API over the port-forward of a pod, and a daemon that is restarted
-//! meanwhile.
+//! `kubectl kwitness` against a real API server and kubelet: the daemon's API over the port-forward of a pod, and a daemon that
+//! is restarted meanwhile.
 //!
 //! The pod that is forwarded to stands in for the daemon's own: it is on the node's network, where the daemon listens on loopback. So
 //! the way is the real one (API server, kubelet, containerd, loopback), and the daemon can be restarted like any other here.

@@ -1,5 +1,5 @@
-//! The chart's release by helm, on a control plane with controllers and scheduler: install, an upgrade in the middle of a storm of containers,
-//! uninstall.
+//! The chart's release by helm, on a control plane with controllers and scheduler: install, an upgrade in the middle of a storm
+//! of containers, uninstall.
 //!
 //! ```text
 //!  install ─▶ ready ─▶ a resize of a Deployment, from outside

@@ -78,7 +78,8 @@ pub(crate) async fn events_of_a_pod(ctx: &Testbed<'_>) -> Result<()> {
         let same = second.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
         ensure!(same.events().eq(reported.events()), "two subscribers differ:\n{reported}\n{same}");
 
-        // The runtime's own stream reports nothing of them that ours does not. (containerd 2.x begins with what no subscriber received before.)
+        // The runtime's own stream reports nothing of them that ours does not. (containerd 2.x begins with what no subscriber
+        // received before.)
         let theirs = runtimes.until(&pod.sandbox, Type::ContainerDeletedEvent).await?;
         let of_pod = |id: &str| !reported.of(id).is_empty();
         for event in theirs.events().filter(|event| of_pod(&event.container_id)) {

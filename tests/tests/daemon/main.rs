@@ -35,7 +35,6 @@ fn main() -> Result<()> {
         output::events_go_on_after_a_restart_of_the_daemon,
         output::verdicts_and_containers_go_on_after_a_restart,
         output::hostile_names_reach_no_terminal,
-        manners::the_socket_is_for_user_and_group,
         manners::a_live_socket_is_not,
         manners::both_signals_end_it_well,
         manners::sighup_applies_the_log_level,

@@ -1,7 +1,7 @@
 //! How the daemon comes and goes, and what it says when it cannot.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 
 use kwitness_api::proto::{Basis, Event, GapCause, event};
@@ -16,20 +16,6 @@ use crate::command::{client, kwitness, run, run_in_pid_namespace, run_in_time_na
 const LIMIT: Duration = Duration::from_secs(20);
 /// `nobody`.
 pub(crate) const NOBODY: u32 = 65_534;
-
-pub(crate) async fn the_socket_is_for_user_and_group(ctx: &TestContext) -> Result<()> {
-    ctx.with_agent(&[], async |agent| {
-        let mode = |path: &std::path::Path| -> Result<u32> {
-            let metadata = fs::metadata(path).with_context(|| format!("stat {}", path.display()))?;
-            Ok(metadata.permissions().mode() & 0o7777)
-        };
-        let directory = agent.socket().parent().context("the socket has no directory")?;
-        ensure!(mode(agent.socket())? == 0o660, "the socket: {:o}", mode(agent.socket())?);
-        ensure!(mode(directory)? == 0o750, "its directory: {:o}", mode(directory)?);
-        Ok(())
-    })
-    .await
-}
 
 pub(crate) async fn a_live_socket_is_not(ctx: &TestContext) -> Result<()> {
     ctx.with_agent(&[], async |agent| {

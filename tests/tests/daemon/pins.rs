@@ -93,7 +93,8 @@ pub(crate) async fn metrics_begin_at_zero_and_know_what_there_is(ctx: &TestConte
     let directory = tempfile::tempdir_in("/run").context("make a directory in /run")?;
     let http = directory.path().join("http.sock");
     let listen = format!("http.listen=unix://{}", http.display());
-    // So short a journal forgets how the lasting container began: others make more events than it holds, and none of them more than its share.
+    // So short a journal forgets how the lasting container began: others make more events than it holds, and none of them more
+    // than its share.
     let settings = [listen.as_str(), "runtime.endpoint=none", "journal.replay_window=1024"];
     let mut agent = bpffs.agent_with(&ctx.environment, &settings).await?;
     let mut watcher = agent.watch(from_now()).await?;

@@ -1,5 +1,5 @@
-//! Kubelet 1.37, to which an event is a hint: it asks the runtime about that pod at once. A hint that came before the runtime agrees would be
-//! of no use: nothing is found then, and the next look is up to a second away.
+//! Kubelet 1.37, to which an event is a hint: it asks the runtime about that pod at once. A hint that came before the runtime
+//! agrees would be of no use: nothing is found then, and the next look is up to a second away.
 
 use kwitness_tests::hints::{FoundBy, found_by};
 use kwitness_tests::kubelet::Setup;

@@ -343,16 +343,16 @@ fn long_path(session: &mut Session, root: &Root) -> Result<()> {
 }
 
 fn tracked_later(session: &mut Session, root: &Root) -> Result<()> {
-    use kwitness_agent::probe::{Life, TrackedCgroup};
+    use kwitness_agent::probe::{TrackedCgroup, TrackedLife};
     let of = |life| TrackedCgroup { life, in_pods: false, container: None };
     let parent = root.directory().parent().context("the root has a parent")?;
     let plain = Root::make_named(parent, &format!("plain-{}", std::process::id()))?;
     let (started, unstarted) = (plain.sub("started")?, plain.sub("unstarted")?);
     let ids = [cgroup::id(&started)?, cgroup::id(&unstarted)?];
-    session.running().tracker().track(ids[0], of(Life::Started))?;
-    session.running().tracker().track(ids[1], of(Life::Unstarted))?;
+    session.running().tracker().track(ids[0], of(TrackedLife::Started))?;
+    session.running().tracker().track(ids[1], of(TrackedLife::Unstarted))?;
     // The second time changes nothing.
-    session.running().tracker().track(ids[0], of(Life::Unstarted))?;
+    session.running().tracker().track(ids[0], of(TrackedLife::Unstarted))?;
     for container in [&started, &unstarted] {
         producer::spawn_in(container, OWN_MOUNTS, "end")?.wait()?;
     }

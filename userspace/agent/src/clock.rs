@@ -43,7 +43,7 @@ pub struct Clock {
 pub struct History(Vec<Step>);
 
 impl History {
-    /// Of now.
+    /// The steps so far.
     pub fn get() -> Self {
         Self(STEPS.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
@@ -59,7 +59,7 @@ impl History {
 }
 
 impl Clock {
-    /// Reads both.
+    /// Reads boot time and wall clock.
     pub fn read() -> Self {
         let reading = Reading::take();
         let now = KernelTime(reading.after.unsigned_abs());

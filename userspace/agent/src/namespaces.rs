@@ -53,7 +53,7 @@ pub enum PidNamespaceError {
 }
 
 impl PidNamespaceError {
-    /// What to do.
+    /// How to fix it.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Procfs => "run it with hostPID: true, or mount procfs on /proc in this pid namespace",

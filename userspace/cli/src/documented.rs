@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory as _, Parser as _};
+use kwitness_api::EventKind;
 
 use crate::args::{Args, Command};
 use crate::examples;
@@ -242,6 +243,27 @@ fn the_table_of_flags_is_complete() {
     let mut existing = BTreeSet::new();
     flags(&command, &mut existing);
     assert_eq!(documented, existing);
+}
+
+/// Each table of events names every kind once, and no other.
+#[test]
+fn the_tables_of_events_are_complete() {
+    let mut kinds = EventKind::ALL.map(EventKind::name);
+    kinds.sort_unstable();
+    for (page, head, column) in [
+        ("README.md", "| Event | Based on |", 1),
+        ("docs/events.md", "| Event | Evidence", 1),
+        ("docs/export.md", "| Event name | The daemon's", 2),
+    ] {
+        let text =
+            fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(page)).unwrap();
+        let table = text.lines().skip_while(|line| !line.starts_with(head)).skip(2);
+        let cells = table.map_while(|line| line.strip_prefix('|').map(|_| line.split('|').nth(column)));
+        let names = cells.flatten().flat_map(|cell| cell.split('`').skip(1).step_by(2));
+        let mut named: Vec<_> = names.filter(|name| EventKind::named(name).is_some()).collect();
+        named.sort_unstable();
+        assert_eq!(named, kinds, "{page}");
+    }
 }
 
 #[test]

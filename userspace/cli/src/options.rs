@@ -65,7 +65,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Both as one.
+    /// The options and the pod's name as one filter.
     pub fn filter(&self) -> Filter {
         let pod = [self.filter.pod.as_slice(), &self.name].concat();
         Filter { pod, ..self.filter.clone() }

@@ -59,7 +59,7 @@ pub struct Record {
 /// How often usage is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sampling {
-    /// Not at all.
+    /// No samples.
     Off,
     /// At this interval.
     Every(Duration),

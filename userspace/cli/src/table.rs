@@ -38,7 +38,7 @@ impl<T: AsRef<str>> From<T> for Cell {
 /// How a column gives way where there is not enough room, and down to which width.
 #[derive(Clone, Copy, Debug)]
 pub enum Fit {
-    /// It does not.
+    /// A cell is never shortened.
     Whole,
     /// The middle is left out: names differ at both ends.
     Middle(usize),

@@ -50,7 +50,7 @@ fn human(age: TimeDelta) -> String {
 /// A time that a person names: an age, or a time of the calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// So long ago.
+    /// This long ago.
     Ago(Duration),
     /// At this time.
     At(Timestamp),

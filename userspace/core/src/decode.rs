@@ -27,7 +27,7 @@ pub enum DecodeError {
     /// Not even a header.
     #[error("a record of {len} bytes: its header alone has {}", size_of::<abi::Header>())]
     Header {
-        /// What came.
+        /// The record's length in bytes.
         len: usize,
     },
     /// No kind has that number.

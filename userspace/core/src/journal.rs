@@ -290,7 +290,7 @@ impl<T, O: Copy + Eq> Journal<T, O> {
     }
 
     /// A reader of the window's first event that passes the test, and of all that come after it; of what comes
-    /// from now on if none does. What was given up right before that event may have passed the test, too: the reader is told.
+    /// from now on if none does. What was given up right before that event may have passed the test, too: the reader learns of it.
     ///
     /// Looks at one event after the other, for times are not strictly ordered.
     pub fn since(&self, mut test: impl FnMut(&T) -> bool) -> Cursor {

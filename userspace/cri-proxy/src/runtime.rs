@@ -320,7 +320,7 @@ pub struct Upstream {
     /// What it costs.
     meter: Arc<Meter>,
     connection: Mutex<Option<Connection>>,
-    /// So far.
+    /// Calls so far.
     calls: AtomicU64,
     /// Of them, when it was last looked whether there are any.
     seen: AtomicU64,

@@ -80,7 +80,7 @@ pub enum Delivered {
     Accepted {
         /// But for so many of its records.
         rejected: u64,
-        /// Why these.
+        /// The collector's reason.
         reason: String,
     },
     /// The collector will never take it.

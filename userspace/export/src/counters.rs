@@ -60,7 +60,7 @@ impl Gauge {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// What it is.
+    /// The present value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,4 +1,5 @@
-//! `kwitness export`: the daemon's events as OpenTelemetry logs, its metrics as OpenTelemetry metrics, and rare events as Kubernetes Events.
+//! `kwitness export`: the daemon's events as OpenTelemetry logs, its metrics as OpenTelemetry metrics, and rare events as
+//! Kubernetes Events.
 //!
 //! ```text
 //!                               ┌─ record ─▶ queue ─▶ collector ─▶ an OpenTelemetry Collector (OTLP logs over gRPC)

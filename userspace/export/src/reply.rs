@@ -1,9 +1,10 @@
 //! Whether an answer is a gRPC server's at all, or that of what stands before it.
 //!
 //! A proxy, a load balancer or a server of another kind answers with HTTP alone: another status than 200, another content type, or an end
-//! without `grpc-status`. gRPC's mapping of such answers (doc/http-grpc-status-mapping.md) makes most of them `INTERNAL` or `UNKNOWN`, which
-//! OTLP does not retry: as if the collector had judged the records. It has not, so here they become `UNAVAILABLE`, with the pause of a
-//! `Retry-After`. One is about the message: 413, which stays one however often the same is sent.
+//! without `grpc-status`. gRPC's mapping of such answers (doc/http-grpc-status-mapping.md) makes most of them `INTERNAL` or
+//! `UNKNOWN`, which OTLP does not retry: as if the collector had judged the records. It has not, so here they become
+//! `UNAVAILABLE`, with the pause of a `Retry-After`. One is about the message: 413, which stays one however often the same is
+//! sent.
 //!
 //! OTLP over HTTP (opentelemetry-proto, docs/specification.md) retries 429, 502, 503 and 504 alone, because there every other answer is the
 //! receiver's own.

@@ -51,7 +51,7 @@ pub fn pause(failures: u32, asked: Duration, random: u32) -> Duration {
     let whole = PAUSE_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(PAUSE_MAX);
     let part = f64::from(random) / f64::from(u32::MAX);
     let asked = asked.min(ASKED_MAX);
-    // What was asked for is the same for all.
+    // What was requested is the same for all.
     asked + if asked.is_zero() { whole } else { PAUSE_MIN }.mul_f64(0.5 + part / 2.0)
 }
 

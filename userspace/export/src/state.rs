@@ -1,7 +1,7 @@
 //! The state file: how far the collector has come, over restarts of the exporter.
 //!
-//! Written after every answer, and synced to the disk ([`state_file`]). After a crash of the machine the daemon's journal is another one; the position shows that there was an
-//! earlier one, of which the daemon then reports the loss.
+//! Written after every answer, and synced to the disk ([`state_file`]). After a crash of the machine the daemon's journal is
+//! another one; the position shows that there was an earlier one, of which the daemon then reports the loss.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -56,7 +56,7 @@ const RETRY: Duration = Duration::from_millis(100);
 struct Lowered {
     cgroup_id: u64,
     cgroup_path: String,
-    /// To what.
+    /// The `memory.high` that the guard has set, in bytes.
     high: Bytes,
 }
 

@@ -129,8 +129,8 @@ impl Cgroup {
         }
     }
 
-    /// Processes in it and below, of which there are so many threads: no more than these. Where a cgroup cannot be looked at (a threaded one
-    /// has no list), or there are more than [`NESTED`], each thread counts as a process.
+    /// Processes in it and below, of which there are so many threads: no more than these. Where a cgroup cannot be looked at (a
+    /// threaded one has no list), or there are more than [`NESTED`], each thread counts as a process.
     pub fn processes(&self, threads: u64) -> u64 {
         let mut all: Vec<_> = self.levels.first().cloned().into_iter().collect();
         let (mut at, mut count) = (0, 0_u64);

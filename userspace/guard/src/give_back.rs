@@ -143,7 +143,7 @@ pub struct Sample {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing.
+    /// Wait: there is nothing to do yet.
     Wait,
     /// Lower the limit.
     Lower(Change),
@@ -151,7 +151,7 @@ pub enum Next {
     Verify(Change),
     /// It is in force.
     Returned(Change),
-    /// It is not.
+    /// It is not in force, and will not be.
     Refused {
         /// What was to be.
         change: Change,

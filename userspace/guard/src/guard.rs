@@ -250,7 +250,11 @@ pub async fn run(options: Options, _only: Recovered) -> anyhow::Result<()> {
                 Ok(answer) => guard.answered(answer),
                 Err(error) => Err(error).context("a call's task failed"),
             },
-            _ = sample.tick() => guard.look_at_pods().and_then(|()| guard.look_at_suspended()).and_then(|()| guard.look_at_shares()).and_then(|()| guard.sample()),
+            _ = sample.tick() => guard
+                .look_at_pods()
+                .and_then(|()| guard.look_at_suspended())
+                .and_then(|()| guard.look_at_shares())
+                .and_then(|()| guard.sample()),
             Some(answer) = guard.returns.join_next() => match answer {
                 Ok(answer) => guard.return_answered(answer).and_then(|()| guard.look()),
                 Err(error) => Err(error).context("a call's task failed"),

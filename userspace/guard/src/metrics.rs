@@ -126,7 +126,7 @@ impl Metrics {
         Self { program, is_daemon_up, last: Mutex::new((Instant::now(), Snapshot::default())) }
     }
 
-    /// A heartbeat.
+    /// Publishes the snapshot of a heartbeat.
     pub fn publish(&self, snapshot: Snapshot) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), snapshot);
     }

@@ -1,7 +1,7 @@
 //! The BPF program and its maps: loading, arming, the lease, who is held.
 //!
 //! Owns the object and every access to its maps. Decides nothing: what is written there comes from [`crate::policy`], and who
-//! is continued is decided elsewhere. All `unsafe` of the guard is here, but for one call in [`crate::process`].
+//! is continued is decided elsewhere. All `unsafe` of the guard is here.
 
 use std::collections::HashSet;
 use std::io;

@@ -1,6 +1,7 @@
 //! A client that connects has to begin with HTTP/2 within a time: only then it is asked whether it is there.
 //!
-//! Owns the time of one connection, and the counters of all. One that stays silent gets an error of kind `TimedOut` from its read, which ends it.
+//! Owns the time of one connection, and the counters of all. One that stays silent gets an error of kind `TimedOut` from its
+//! read, which ends it.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +15,7 @@ use tokio::time::{Sleep, sleep};
 crate::counters! {
     /// Connections of clients.
     ConnectionCounters {
-        /// Accepted.
+        /// Accepted since the start.
         connections,
         /// Of those: closed because there were too many, when they came or later.
         connections_refused,

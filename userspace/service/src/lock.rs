@@ -135,7 +135,7 @@ impl InstanceLock {
         }
     }
 
-    /// Leaves the lock to the standby. If there is none (any more), it is returned: nobody goes on from here.
+    /// Leaves the lock to the standby. If there is none (any more), it is returned: no instance goes on from here.
     ///
     /// # Errors
     /// The file cannot be locked; the lock is released.
@@ -249,7 +249,7 @@ impl Standby {
         InstanceLock::of_locked(&path, file)
     }
 
-    /// Leaves its place. The lock, if no other instance has it: nobody goes on from here.
+    /// Leaves its place. The lock, if no other instance has it: none goes on from here.
     ///
     /// # Errors
     /// The file cannot be used.

@@ -214,7 +214,7 @@ mod tests {
         }
     }
 
-    /// Tells the process that a test starts from the one that starts it.
+    /// Set in the process that a test starts, and not in the one that starts it.
     #[cfg(target_env = "gnu")]
     const CHILD: &str = "KWITNESS_TEST_MEMORY";
 

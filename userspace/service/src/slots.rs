@@ -92,9 +92,9 @@ impl Sharer for Peer {
 /// What one client holds of something that all share.
 #[derive(Clone, Copy, Debug)]
 pub struct Held<C = Peer> {
-    /// Whose it is.
+    /// Who holds them.
     pub by: C,
-    /// How many.
+    /// Number of them.
     pub count: usize,
     /// Which is its newest, of all in the order in which they came.
     pub newest: u64,

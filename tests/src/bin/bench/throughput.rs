@@ -2,7 +2,7 @@
 //!
 //! A machine cannot fork as fast as kwitness can report, so the records of a real container's processes are recorded
 //! once from the rings and then fed, again and again as other processes, through what the daemon is made of: the
-//! decoder, the merge, the lifecycle machine, the journal, the gRPC stream. Feeder and client are two processes,
+//! decoder, the reorder buffer, the lifecycle machine, the journal, the gRPC stream. Feeder and client are two processes,
 //! as daemon and client are. The feeder stays within half a replay window of what the client has read, so that
 //! the figure is what goes through and not what is thrown away.
 

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! There is no authentication but the API server's: whoever reaches the port may read what the socket's clients may. So it is an
-//! address of loopback only, and the service is one that takes nothing in. Owns the bound on connections. Calls have limits like the socket's, apart
-//! from them: whoever is forwarded takes none of the calls that the guard and the exporter need.
+//! address of loopback only, and the service is one that takes nothing in. Owns the bound on connections. Calls have limits like
+//! the socket's, apart from them: whoever is forwarded takes none of the calls that the guard and the exporter need.
 
 use std::io;
 use std::net::SocketAddr;

@@ -41,7 +41,7 @@ pub(super) enum NotFound {
 /// What a walk met.
 #[derive(Debug)]
 struct Walked {
-    /// Below that.
+    /// The directory that it began at.
     start: PathBuf,
     began: Instant,
     /// Each with its parent's place in here: whole paths would take too much memory. The first stands for the start.

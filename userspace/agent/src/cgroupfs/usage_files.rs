@@ -16,7 +16,7 @@ pub const V1_UNLIMITED: u64 = i64::MAX.unsigned_abs() & !0xffff;
 /// What a file says, or one line of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Amount {
-    /// That number.
+    /// The file's number, in its own unit.
     Is(u64),
     /// There is no limit.
     Unlimited,
@@ -80,10 +80,10 @@ impl fmt::Display for Amount {
 
 /// A file of words and numbers, a pair a line (`cpu.stat`, `memory.events`), read once.
 #[derive(Debug)]
-pub struct Counters(Result<String, Amount>);
+pub struct FlatKeyed(Result<String, Amount>);
 
-impl Counters {
-    /// Reads it.
+impl FlatKeyed {
+    /// Reads a file of `NAME NUMBER` lines.
     pub fn read(directory: &Directory, file: &str) -> Self {
         Self(directory.text_within(file, LONGEST).map_err(|error| Amount::from_error(directory, &error)))
     }
@@ -138,12 +138,12 @@ mod tests {
     fn a_counter_is_found_among_others_whatever_else_a_kernel_has() {
         let text = "usage_usec 12\nnew_field a b\nnr_throttled 3\nnr_throttled_more 4\n";
         let (_root, directory) = directory(&[("cpu.stat", text)]);
-        let counters = Counters::read(&directory, "cpu.stat");
+        let counters = FlatKeyed::read(&directory, "cpu.stat");
         assert_eq!(
             (counters.get("usage_usec"), counters.get("nr_throttled")),
             (Amount::Is(12), Amount::Is(3))
         );
         assert_eq!((counters.get("nr_periods"), counters.get("new_field").number()), (Amount::Absent, None));
-        assert_eq!(Counters::read(&directory, "memory.events").get("oom_kill"), Amount::Absent);
+        assert_eq!(FlatKeyed::read(&directory, "memory.events").get("oom_kill"), Amount::Absent);
     }
 }

@@ -5,9 +5,10 @@
 //! ```
 //!
 //! The kernel reports a write that it accepted after its return: neither the text, nor a refusal, nor when the write began. Opening a
-//! file to truncate it, as a shell's `>` does, gives the same notice with newer kernels, whatever becomes of the write that follows. So what became of
-//! a write is unknown here, and what the file says is read back. Writes by one process to one file merge while they wait. The writer's name and cgroup are read from procfs
-//! when the notice arrives; of one that has ended by then, the pid is all there is.
+//! file to truncate it, as a shell's `>` does, gives the same notice with newer kernels, whatever becomes of the write that
+//! follows. So what became of a write is unknown here, and what the file says is read back. Writes by one process to one file
+//! merge while they wait. The writer's name and cgroup are read from procfs when the notice arrives; of one that has ended by
+//! then, the pid is all there is.
 //!
 //! Where the kernel can name a file by its directory's handle and its own name (cgroup2 on 6.12, not yet on 6.1), the handle is the
 //! cgroup's id. Older kernels hand out an open descriptor of the file instead, whose link in procfs is the path.

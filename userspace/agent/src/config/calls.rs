@@ -51,12 +51,12 @@ impl MaxCalls {
         Self([max; Call::ALL.len()])
     }
 
-    /// Sets one.
+    /// Sets the maximum of one call.
     pub fn set(&mut self, call: Call, max: u32) {
         self.0[call as usize] = max;
     }
 
-    /// Gets one.
+    /// The maximum of one call.
     pub fn get(&self, call: Call) -> u32 {
         self.0[call as usize]
     }

@@ -99,7 +99,7 @@ pub struct Config {
 pub enum RuntimeChoice {
     /// The first socket found among the known places.
     Auto,
-    /// That socket.
+    /// The socket at this path.
     Socket(PathBuf),
     /// None: containers keep their ids.
     Never,

@@ -13,7 +13,7 @@ use prost::Message as _;
 
 use kwitness_cri::events as wire;
 
-/// Where it is.
+/// How far a container has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Progress {
     /// No event of it was sent.
@@ -44,7 +44,7 @@ impl Shown {
     }
 }
 
-/// What it is.
+/// Whether it is a container or a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Sandbox,

@@ -52,7 +52,7 @@ pub(super) enum Hint {
     Removed,
 }
 
-/// What to ask.
+/// A query to the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     /// All sandboxes and containers.

@@ -25,8 +25,9 @@
 //! instant the process ends, it is there whole or not at all. That needs no fsync(2): the files outlive the process, not the machine's
 //! boot.
 //!
-//! What is left of a ledger that is removed, or cannot be, is never gone on with as if it were all: the oldest file goes first, so that what
-//! is left begins without a state, and is refused, or with one and all that followed it; a ledger that is given up says so.
+//! What is left of a ledger that is removed, or cannot be, is never gone on with as if it were all: the oldest file goes first,
+//! so that what is left begins without a state, and is refused, or with one and all that followed it; a ledger that is given up
+//! says so.
 //!
 //! Bounded: a base is begun before there is no room for it beside the segments. If another segment has no room beside them before the base
 //! is written, the engine waits for it.

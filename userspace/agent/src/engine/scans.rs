@@ -34,7 +34,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 pub(crate) struct Scans {
     walk: Walk,
     state: State,
-    /// Not before.
+    /// The next scan does not begin before.
     earliest: Instant,
     /// When the last walk is repeated by itself, and how long after it.
     retry: Option<(Instant, Duration)>,

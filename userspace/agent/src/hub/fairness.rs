@@ -240,7 +240,7 @@ fn push(kept: &mut Vec<(u64, Of)>, seq: u64, item: Of) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Nobody gives up an item but who has most of all that have too much, and its oldest; of what was given up every reader learns.
+    /// An item is given up only by the owner that has most of all that have too much, its oldest one; every reader learns of it.
     #[test]
     fn the_window_follows_the_rule(
         items in prop::collection::vec((0_u8..20, 0_usize..ITEM), 0..1500),

@@ -32,7 +32,7 @@ pub(super) struct Gone {
     pub(super) first: u64,
     /// The number of the last.
     pub(super) last: u64,
-    /// How many.
+    /// How many there are.
     pub(super) count: u64,
     /// The number of the first one with the names, if one has left after them.
     pub(super) named: Option<u64>,

@@ -51,7 +51,7 @@ pub trait Item: Clone {
 /// What a window holds at most. The newest item always stays.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Items.
+    /// The most items.
     pub items: NonZeroUsize,
     /// Bytes of all items together.
     pub bytes: usize,
@@ -68,7 +68,7 @@ impl Capacity {
 /// What one reading gives at most: so many items, or the first that exceeds so many bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchMax {
-    /// Items.
+    /// The most items.
     pub items: NonZeroUsize,
     /// Bytes on the wire.
     pub bytes: usize,
@@ -105,7 +105,7 @@ pub struct Read<T: Item> {
 /// The bytes in use, and the maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// In use.
+    /// Bytes in use.
     pub bytes: usize,
     /// The maximum.
     pub max: usize,

@@ -56,7 +56,7 @@ struct Shared {
     /// From then on, writes to limit files are observed.
     began: KernelTime,
     state: Mutex<State>,
-    counters: Counters,
+    counters: SourceCounters,
     reads: mpsc::Sender<Read>,
 }
 
@@ -79,7 +79,7 @@ enum Connection {
 }
 
 #[derive(Debug, Default)]
-struct Counters {
+struct SourceCounters {
     lists: AtomicU64,
     watches: AtomicU64,
     reads: AtomicU64,
@@ -117,7 +117,7 @@ impl Kubernetes {
             last_event: None,
             read_failure: None,
         };
-        let (state, counters) = (Mutex::new(state), Counters::default());
+        let (state, counters) = (Mutex::new(state), SourceCounters::default());
         (Self(Arc::new(Shared { settings, began, state, counters, reads })), receiver)
     }
 
@@ -181,7 +181,7 @@ impl Kubernetes {
 
     /// Its counters, by name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
-        let Counters { lists, watches, reads, events, bytes, failures, refused, malformed } =
+        let SourceCounters { lists, watches, reads, events, bytes, failures, refused, malformed } =
             &self.0.counters;
         let all = [
             ("kubernetes_lists", lists),

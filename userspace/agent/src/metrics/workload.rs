@@ -61,7 +61,7 @@ enum Naming {
     /// There was no room.
     Omitted,
     Named(Key),
-    /// It has none.
+    /// A sandbox, which has no series.
     Sandbox,
 }
 

@@ -62,7 +62,7 @@ impl Sampling {
         Observation::MemorySampled(MemorySamples { thresholds, samples: Vec::new() })
     }
 
-    /// By name.
+    /// What was counted, by name.
     pub(crate) fn counters(&self) -> [(&'static str, u64); 5] {
         [
             ("pressure_samples", self.samples.load(Relaxed)),

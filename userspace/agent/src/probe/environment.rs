@@ -31,16 +31,16 @@ pub struct Check {
     /// What was looked at.
     pub name: &'static str,
     /// What it means.
-    pub verdict: Verdict,
+    pub verdict: CheckVerdict,
     /// What was found.
     pub found: String,
-    /// What to do about it, unless the verdict is [`Verdict::Good`].
+    /// What to do about it, unless the verdict is [`CheckVerdict::Good`].
     pub remedy: Option<&'static str>,
 }
 
 /// What a fact means for the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CheckVerdict {
     /// As it should be.
     Good,
     /// The daemon runs, and something is lost: see [`Check::found`].
@@ -54,7 +54,7 @@ pub enum Verdict {
 /// What the kernel's lockdown forbids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lockdown {
-    /// Nothing.
+    /// Lockdown forbids nothing.
     Off,
     /// Changing the running kernel: BPF tracepoints are allowed.
     Integrity,
@@ -129,9 +129,9 @@ fn lockdown_in(text: &str) -> Option<Lockdown> {
 fn privileges_check() -> Check {
     let missing = missing_privileges();
     let (verdict, found, remedy) = if missing.is_empty() {
-        (Verdict::Good, "sufficient for bpf(2)".to_owned(), None)
+        (CheckVerdict::Good, "sufficient for bpf(2)".to_owned(), None)
     } else {
-        (Verdict::Fatal, format!("missing {}", missing.join(", ")), Some(PRIVILEGES_REMEDY))
+        (CheckVerdict::Fatal, format!("missing {}", missing.join(", ")), Some(PRIVILEGES_REMEDY))
     };
     Check { name: "privileges", verdict, found, remedy }
 }
@@ -149,30 +149,30 @@ pub const LOCKDOWN_REMEDY: &str = "boot with `lockdown=integrity` or less";
 
 fn btf_check() -> Check {
     let (verdict, found, remedy) = match fs::metadata(BTF_PATH) {
-        Ok(metadata) => (Verdict::Good, format!("{BTF_PATH}, {} KiB", metadata.len() / 1024), None),
-        Err(error) => (Verdict::Fatal, format!("{BTF_PATH}: {error}"), Some(BTF_REMEDY)),
+        Ok(metadata) => (CheckVerdict::Good, format!("{BTF_PATH}, {} KiB", metadata.len() / 1024), None),
+        Err(error) => (CheckVerdict::Fatal, format!("{BTF_PATH}: {error}"), Some(BTF_REMEDY)),
     };
     Check { name: "BTF", verdict, found, remedy }
 }
 
 fn lockdown_check() -> Check {
     let (verdict, found, remedy) = match lockdown() {
-        Some(Lockdown::Off) => (Verdict::Good, "none".to_owned(), None),
+        Some(Lockdown::Off) => (CheckVerdict::Good, "none".to_owned(), None),
         Some(Lockdown::Integrity) => (
-            Verdict::Good,
+            CheckVerdict::Good,
             "integrity: tracepoints are allowed, fentry and kprobes may not be".to_owned(),
             None,
         ),
         Some(Lockdown::Confidentiality) => (
-            Verdict::Fatal,
+            CheckVerdict::Fatal,
             "confidentiality: no program may read kernel memory".to_owned(),
             Some(LOCKDOWN_REMEDY),
         ),
         None if is_mounted(SECURITYFS_PATH, SECURITYFS_MAGIC) && !Path::new(LOCKDOWN_PATH).exists() => {
-            (Verdict::Good, "not built into this kernel".to_owned(), None)
+            (CheckVerdict::Good, "not built into this kernel".to_owned(), None)
         }
         None => (
-            Verdict::Unknown,
+            CheckVerdict::Unknown,
             format!("{LOCKDOWN_PATH} cannot be read"),
             Some(
                 "mount securityfs as root: mount -t securityfs securityfs /sys/kernel/security (the chart: \
@@ -185,10 +185,10 @@ fn lockdown_check() -> Check {
 
 fn time_namespace_check() -> Check {
     let (verdict, found, remedy) = match kwitness_service::boot_time_offset() {
-        None => (Verdict::Good, "the kernel's boot-time clock".to_owned(), None),
+        None => (CheckVerdict::Good, "the kernel's boot-time clock".to_owned(), None),
         Some(offset) => {
             let found = format!("the boot-time clock is off by {offset}: events cannot be ordered");
-            (Verdict::Fatal, found, Some(TIME_NAMESPACE_REMEDY))
+            (CheckVerdict::Fatal, found, Some(TIME_NAMESPACE_REMEDY))
         }
     };
     Check { name: "time namespace", verdict, found, remedy }
@@ -203,12 +203,15 @@ fn tracefs_check() -> Check {
         Tracepoints::Atomic => {
             unneeded_mount("tracefs", TRACEFS_PATH, TRACEFS_MAGIC, "raw tracepoints do not need it")
         }
-        Tracepoints::Preemptible if is_mounted(TRACEFS_PATH, TRACEFS_MAGIC) => {
-            Check { name: "tracefs", verdict: Verdict::Good, found: TRACEFS_PATH.to_owned(), remedy: None }
-        }
+        Tracepoints::Preemptible if is_mounted(TRACEFS_PATH, TRACEFS_MAGIC) => Check {
+            name: "tracefs",
+            verdict: CheckVerdict::Good,
+            found: TRACEFS_PATH.to_owned(),
+            remedy: None,
+        },
         Tracepoints::Preemptible => Check {
             name: "tracefs",
-            verdict: Verdict::Degraded,
+            verdict: CheckVerdict::Degraded,
             found: format!(
                 "not mounted on {TRACEFS_PATH}: exec and exit are seen by programs that this kernel can preempt, and \
                  what it then skips is reported as a gap"
@@ -225,14 +228,14 @@ fn unneeded_mount(name: &'static str, path: &str, magic: FsType, why: &str) -> C
     } else {
         format!("not mounted on {path}, and not needed: {why}")
     };
-    Check { name, verdict: Verdict::Good, found, remedy: None }
+    Check { name, verdict: CheckVerdict::Good, found, remedy: None }
 }
 
 fn is_mounted(path: &str, magic: FsType) -> bool {
     statfs::statfs(Path::new(path)).is_ok_and(|stat| stat.filesystem_type() == magic)
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for CheckVerdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Good => "good",

@@ -107,7 +107,8 @@ impl Loaded {
         let btf = aya::Btf::parse(&bytes, aya::Endianness::default())
             .map_err(|error| ProbeError::Object(EbpfError::BtfError(error)))?;
         drop(bytes);
-        // Kernels before 5.11 count maps against this limit. Without the right to raise it, creating the maps fails, with an error of its own.
+        // Kernels before 5.11 count maps against this limit. Without the right to raise it, creating the maps fails, with an
+        // error of its own.
         let _ = resource::setrlimit(
             resource::Resource::RLIMIT_MEMLOCK,
             resource::RLIM_INFINITY,

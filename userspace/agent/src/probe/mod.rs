@@ -46,5 +46,5 @@ pub use self::{
     ring::{Produced, RingState, Running, SetId},
     settings::{Charges, MAX_ROOTS, ProbeLog, RootPattern, RootPatternError, Settings},
     stats::ProgramStats,
-    tracker::{Life, Listed, TrackedCgroup, Tracker},
+    tracker::{Listed, TrackedCgroup, TrackedLife, Tracker},
 };

@@ -41,7 +41,7 @@ unsafe impl aya::Pod for TrackedValue {}
 
 /// Whether a cgroup's own first program has been started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
+pub enum TrackedLife {
     /// Not yet: the next program that is not the runtime's will be the first.
     Unstarted,
     /// It has: what is executed from now on is not the first.
@@ -52,7 +52,7 @@ pub enum Life {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrackedCgroup {
     /// Whether it has been started.
-    pub life: Life,
+    pub life: TrackedLife,
     /// Whether it lies in, or is, a cgroup of pods.
     pub in_pods: bool,
     /// The container that it is, or lies in, by its cgroup's id.
@@ -64,7 +64,7 @@ impl TrackedCgroup {
         let Self { life, in_pods, container } = self;
         let flag = |holds: bool, flag: u32| if holds { flag } else { 0 };
         Tracked {
-            flags: flag(life == Life::Started, TRACKED_STARTED)
+            flags: flag(life == TrackedLife::Started, TRACKED_STARTED)
                 | flag(in_pods, TRACKED_POD)
                 | flag(container.is_some(), TRACKED_CONTAINED)
                 | flag(container.is_some_and(|container| container != id), TRACKED_COUNTED),
@@ -231,7 +231,8 @@ mod tests {
 
     #[test]
     fn a_cgroup_is_counted_in_the_container_that_it_lies_in() {
-        let of = |container, id| TrackedCgroup { life: Life::Unstarted, in_pods: true, container }.of(id);
+        let of =
+            |container, id| TrackedCgroup { life: TrackedLife::Unstarted, in_pods: true, container }.of(id);
         let inside = TRACKED_POD | TRACKED_CONTAINED;
         assert_eq!(of(None, 7), Tracked { flags: TRACKED_POD, container: 0 });
         assert_eq!(of(Some(7), 7), Tracked { flags: inside, container: 7 }, "its own cgroup is not in it");

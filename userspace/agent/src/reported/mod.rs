@@ -46,7 +46,7 @@ pub enum LimitReport {
     GuardBrakes {
         /// Of this container.
         container: ContainerId,
-        /// When.
+        /// When it was set or restored.
         at: KernelTime,
         /// None: it is restored.
         bytes: Option<u64>,

@@ -45,7 +45,7 @@ struct Written {
     requests: Vec<Requested>,
     /// Of any container.
     unobserved: Vec<Unobserved>,
-    /// Of these.
+    /// Of one container.
     #[serde(default)]
     missed: BTreeMap<ContainerId, Unobserved>,
     #[serde(default)]

@@ -62,3 +62,20 @@ fn remember<K: Clone + Eq + Hash>(kills: &mut HashMap<K, KernelTime>, key: K, at
         kills.remove(&oldest);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_kill_gives_way_and_an_older_one_changes_nothing() {
+        let mut kills = HashMap::new();
+        (1..=MAX as u64).for_each(|number| remember(&mut kills, number, KernelTime(number)));
+        remember(&mut kills, 1, KernelTime(9_999));
+        remember(&mut kills, 2, KernelTime(1));
+        assert_eq!((kills.len(), kills[&1], kills[&2]), (MAX, KernelTime(9_999), KernelTime(2)));
+        remember(&mut kills, 0, KernelTime(10_000));
+        assert_eq!(kills.len(), MAX);
+        assert!(!kills.contains_key(&2) && kills.contains_key(&0) && kills.contains_key(&1), "the oldest");
+    }
+}

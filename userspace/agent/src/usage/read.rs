@@ -13,7 +13,7 @@ use kwitness_core::model::{KernelTime, Subject};
 use procfs::process::Process;
 use tokio::sync::mpsc;
 
-use crate::cgroupfs::usage_files::{Amount, Counters};
+use crate::cgroupfs::usage_files::{Amount, FlatKeyed};
 use crate::cgroupfs::{CgroupFs, Directory, gone, v1_mount};
 use crate::clock::Clock;
 use crate::verify::inner_cgroup;
@@ -139,8 +139,8 @@ fn memory(own: &Directory) -> Files {
         memory_usage: Amount::read(own, "memory.current"),
         memory_limit: Amount::read(own, "memory.max"),
         memory_high: Amount::read(own, "memory.high"),
-        inactive_file: Counters::read(own, "memory.stat").get("inactive_file"),
-        oom_kills: Counters::read(own, "memory.events").get("oom_kill"),
+        inactive_file: FlatKeyed::read(own, "memory.stat").get("inactive_file"),
+        oom_kills: FlatKeyed::read(own, "memory.events").get("oom_kill"),
         cpu_periods: Amount::Absent,
         cpu_throttled: Amount::Absent,
     }
@@ -151,8 +151,8 @@ fn memory_v1(own: &Directory) -> Files {
         memory_usage: Amount::read(own, "memory.usage_in_bytes"),
         memory_limit: Amount::read_v1_limit(own, "memory.limit_in_bytes"),
         memory_high: Amount::Absent,
-        inactive_file: Counters::read(own, "memory.stat").get("total_inactive_file"),
-        oom_kills: Counters::read(own, "memory.oom_control").get("oom_kill"),
+        inactive_file: FlatKeyed::read(own, "memory.stat").get("total_inactive_file"),
+        oom_kills: FlatKeyed::read(own, "memory.oom_control").get("oom_kill"),
         cpu_periods: Amount::Absent,
         cpu_throttled: Amount::Absent,
     }
@@ -168,7 +168,7 @@ fn cpu(own: &Directory) -> (Amount, Amount) {
 }
 
 fn throttling(directory: &Directory) -> (Amount, Amount) {
-    let counters = Counters::read(directory, "cpu.stat");
+    let counters = FlatKeyed::read(directory, "cpu.stat");
     (counters.get("nr_periods"), counters.get("nr_throttled"))
 }
 

@@ -15,7 +15,7 @@ const WHOLE_MAX: usize = 32;
 /// The verdicts of a call's looks so far.
 #[derive(Debug)]
 pub(super) enum Kept {
-    /// All of them.
+    /// The whole report.
     Whole(VerifyReport),
     /// Those that are not in force.
     Open(BTreeSet<(CgroupId, Resource)>),

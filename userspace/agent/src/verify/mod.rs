@@ -177,9 +177,9 @@ impl Subjects {
 #[derive(Default)]
 struct Sources {
     runtime: HashMap<ContainerId, Arc<[Desired]>>,
-    /// By container.
+    /// Limits requested for a container, by its ID.
     requested: BTreeMap<Arc<str>, Vec<Desired>>,
-    /// By pod.
+    /// Limits requested for a pod, by its UID.
     pods_requested: BTreeMap<Arc<str>, Vec<Desired>>,
     allocated: Arc<Checkpoint>,
     actuated: Arc<Checkpoint>,

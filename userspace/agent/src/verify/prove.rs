@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Verifier, VerifyReport, levels, now};
 use crate::cgroupfs::limit_files::read_limit_file;
-use crate::cgroupfs::usage_files::{Amount, Counters};
+use crate::cgroupfs::usage_files::{Amount, FlatKeyed};
 use crate::cgroupfs::{CgroupFs, Directory};
 use crate::engine::Stopped;
 
@@ -141,11 +141,11 @@ fn burst(directory: &Directory, resource: Resource) -> Option<u64> {
 fn counters(directory: &Directory, resource: Resource) -> UsageCounters {
     match resource {
         Resource::Cpu => {
-            let own = Counters::read(directory, "cpu.stat");
+            let own = FlatKeyed::read(directory, "cpu.stat");
             // A cgroup counts its own throttling only: crun's inner one has the exact quota, and is held back first.
             let inner = levels::inner(directory).and_then(|inner| directory.child(&inner).ok());
             let inner =
-                inner.and_then(|inner| Counters::read(&inner, "cpu.stat").get("nr_throttled").number());
+                inner.and_then(|inner| FlatKeyed::read(&inner, "cpu.stat").get("nr_throttled").number());
             let throttled = own.get("nr_throttled").number();
             UsageCounters {
                 cpu_usage: own.get("usage_usec").number(),
@@ -154,7 +154,7 @@ fn counters(directory: &Directory, resource: Resource) -> UsageCounters {
             }
         }
         Resource::Memory => {
-            let reached = Counters::read(directory, "memory.events").get("max").number();
+            let reached = FlatKeyed::read(directory, "memory.events").get("max").number();
             UsageCounters { reached, ..UsageCounters::default() }
         }
         Resource::CpuWeight | Resource::MemoryHigh | Resource::Swap => UsageCounters::default(),

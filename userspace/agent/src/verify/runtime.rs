@@ -200,9 +200,12 @@ mod tests {
         let (answer, _answers) = mpsc::channel(1);
         let (resolver, work) = cri::start(RuntimeChoice::Socket(socket), answer);
         tokio::spawn(work);
-        while resolver.connection().is_none() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let connected = async {
+            while resolver.connection().is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), connected).await.unwrap();
         let limits = RuntimeLimits::new(resolver);
         let containers =
             || (0..100).map(|number: u32| ContainerId(number.to_string().into())).collect::<Vec<_>>();

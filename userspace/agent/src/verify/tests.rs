@@ -346,7 +346,7 @@ async fn only_what_was_unconfirmed_is_judged_again() {
     assert_eq!(report.unavailable, ["runtime: why"]);
 }
 
-/// An engine that has these subjects, by the scope and whether it is the first that is asked for; the scopes, once nobody asks any more.
+/// An engine that has these subjects, by the scope and whether it is the first request; the scopes, once there are no more requests.
 fn serve(
     mut requests: mpsc::Receiver<Request>,
     mut subjects: impl FnMut(&VerdictScope, bool) -> Vec<(Arc<Subject>, State)> + Send + 'static,

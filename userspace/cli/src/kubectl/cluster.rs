@@ -48,7 +48,7 @@ impl Cluster {
         Ok(Arc::new(Self { client, connection, opening: Semaphore::new(OPENING) }))
     }
 
-    /// Whether a node is among those that were asked for.
+    /// Whether a node is among those that were requested.
     pub fn is_wanted(&self, node: &str) -> bool {
         let wanted = &self.connection.node;
         wanted.is_empty() || wanted.iter().any(|wanted| wanted == node)
@@ -91,7 +91,7 @@ impl Cluster {
         Ok(clients.collect())
     }
 
-    /// Of each node that was asked for, those of these pods that may be its daemon's.
+    /// Of each requested node, those of these pods that may be its daemon's.
     pub fn daemons_of<'a>(
         &self,
         pods: impl IntoIterator<Item = &'a Pod>,

@@ -160,7 +160,7 @@ async fn judge(
                 },
                 answer => {
                     let proto::VerifyResponse { mut verdicts, unavailable } = answer?;
-                    // Of a pod the containers were asked for one by one.
+                    // Of a pod the containers were queried one by one.
                     verdicts.retain(|of| of.container.is_some() == container.is_some());
                     Judged { verdicts, unavailable: unavailable.into_iter().collect(), unknown: Vec::new() }
                 }

@@ -37,7 +37,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 /// Batches on their way from the nodes. A full queue makes the nodes' daemons wait, and at last report a gap.
 const QUEUE: usize = 64;
 
-/// Runs it.
+/// Runs `kubectl kwitness events`.
 pub async fn run(cluster: Arc<Cluster>, filter: Filter, options: Events) -> anyhow::Result<Code> {
     let Events { kind, since, no_follow, times, output, .. } = options;
     let began = now();
@@ -81,7 +81,7 @@ pub async fn run(cluster: Arc<Cluster>, filter: Filter, options: Events) -> anyh
     let client = |node: &str| nodes.get(node).cloned();
     followed.extend(nodes.names(), client, &targets, |node| match ends.remove(node) {
         Some(after) => WatchRequest { after, ..Default::default() },
-        // It did not answer; what it has from the time that was asked for comes when it does.
+        // It did not answer; what it has from the requested time on comes when it does.
         None => WatchRequest { since: since.map(|since| since.before(Utc::now())), ..Default::default() },
     });
     let mut scopes = vec![cluster.scope_of_daemons()];
@@ -102,7 +102,7 @@ type Received = (Arc<str>, Result<Option<Item>, ClientError>);
 /// The nodes that are followed.
 struct Followed {
     kinds: Vec<i32>,
-    /// What each is asked for.
+    /// What each is queried for.
     filters: BTreeMap<String, watch::Sender<proto::Filter>>,
     send: mpsc::Sender<Received>,
 }

@@ -134,7 +134,7 @@ impl From<SourceError> for Failure {
 pub struct Missing(Option<Code>);
 
 impl Missing {
-    /// Says so.
+    /// Prints the failure as a note, and remembers it for the exit code.
     pub fn add(&mut self, failure: Failure) {
         note(&failure.text);
         self.0.get_or_insert(failure.code);

@@ -1,4 +1,4 @@
-//! Some of the API server's pods, as it can be asked for them. Owns what a list, a watch and an error have in common.
+//! Some of the API server's pods, as it can list them. Owns what a list, a watch and an error have in common.
 
 use kube::api::ListParams;
 

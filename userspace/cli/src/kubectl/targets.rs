@@ -29,7 +29,7 @@ const WORKLOADS: &[(&[&str], &str, &str, &str)] = &[
 /// What a command is about.
 #[derive(Clone, Debug)]
 pub struct Targets {
-    /// What a daemon is asked for.
+    /// What a daemon is queried for.
     filter: proto::Filter,
     /// The pods; none: whatever passes the filter, on every node.
     pods: Option<Vec<Pod>>,
@@ -69,7 +69,7 @@ impl Targets {
         }
     }
 
-    /// What the daemon of a node is asked for; none: it has none of them.
+    /// What the daemon of a node is queried for; none: it has none of them.
     pub fn on(&self, node: &str) -> Option<proto::Filter> {
         let Some(pods) = &self.pods else { return Some(self.filter.clone()) };
         let pods: Vec<_> = pods.iter().filter(|pod| node_of(pod) == Some(node)).filter_map(uid_of).collect();
@@ -228,7 +228,7 @@ pub fn wanted(container: &Container) -> proto::Wanted {
     let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
     let limit = |name: &str| limits.and_then(|limits| limits.get(name)).map(|quantity| quantity.0.as_str());
     proto::Wanted {
-        // A quantity of zero is no limit to Kubernetes, and none that can be asked for here.
+        // A quantity of zero is no limit to Kubernetes, and none that can be requested here.
         memory: limit("memory").and_then(|text| quantities::memory(text).ok()),
         cpu: limit("cpu").and_then(|text| quantities::cpu(text).ok()),
     }

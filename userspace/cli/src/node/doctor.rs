@@ -28,7 +28,7 @@ use kwitness_agent::config::Config;
 use kwitness_agent::cri::list_once;
 use kwitness_agent::daemon::watch_limits;
 use kwitness_agent::pressure;
-use kwitness_agent::probe::environment::{self, Verdict};
+use kwitness_agent::probe::environment::{self, CheckVerdict};
 use kwitness_agent::probe::{Advised, Charges, ProbeError, pins, survey};
 use kwitness_agent::wire::{capability, problem};
 use kwitness_api::client::Error;
@@ -140,7 +140,7 @@ async fn examine(own: Config, socket: OsString) -> Report {
                 Error::PermissionDenied { .. } => "run with sudo, or join the group of its socket",
                 _ => "start it with `kwitness daemon`",
             };
-            report.checks.push(Finding::new("daemon", Verdict::Degraded, error.to_string(), remedy));
+            report.checks.push(Finding::new("daemon", CheckVerdict::Degraded, error.to_string(), remedy));
             if !report.is_unprivileged() {
                 // Loading takes a tenth of a second, and nothing else runs here.
                 let cgroups = CgroupFs::find(&config.subtree).ok();
@@ -163,7 +163,7 @@ async fn examine(own: Config, socket: OsString) -> Report {
         }
     }
     report.checks.extend(memory_pressure::finding(config, &report.capabilities));
-    let is_fatal = |check: &Finding| check.verdict == Verdict::Fatal.to_string();
+    let is_fatal = |check: &Finding| check.verdict == CheckVerdict::Fatal.to_string();
     report.healthy = !report.checks.iter().any(is_fatal)
         && report
             .capabilities
@@ -177,13 +177,13 @@ impl Report {
     fn is_unprivileged(&self) -> bool {
         self.checks
             .iter()
-            .any(|check| check.name == PRIVILEGES && check.verdict == Verdict::Fatal.to_string())
+            .any(|check| check.name == PRIVILEGES && check.verdict == CheckVerdict::Fatal.to_string())
     }
 
     /// What works less well than it could: degraded checks and capabilities. That no daemon runs is no property of the node.
     fn limitations(&self) -> usize {
         let is_degraded =
-            |check: &&Finding| check.name != "daemon" && check.verdict == Verdict::Degraded.to_string();
+            |check: &&Finding| check.name != "daemon" && check.verdict == CheckVerdict::Degraded.to_string();
         let is_missing =
             |capability: &&proto::Capability| capability.hook.is_empty() || !capability.refused.is_empty();
         self.checks.iter().filter(is_degraded).count() + self.capabilities.iter().filter(is_missing).count()
@@ -193,7 +193,7 @@ impl Report {
 impl Finding {
     fn new(
         name: impl Into<Cow<'static, str>>,
-        verdict: Verdict,
+        verdict: CheckVerdict,
         found: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
@@ -210,14 +210,14 @@ impl Finding {
         let Advised { found, remedy, .. } = error.into();
         Self::new(
             "BPF probes",
-            Verdict::Fatal,
+            CheckVerdict::Fatal,
             found,
             remedy.unwrap_or("report it with the kernel's version"),
         )
     }
 
     fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name: name.into(), verdict: Verdict::Good.to_string(), found: found.into(), remedy: None }
+        Self { name: name.into(), verdict: CheckVerdict::Good.to_string(), found: found.into(), remedy: None }
     }
 }
 
@@ -231,7 +231,7 @@ impl From<environment::Check> for Finding {
 impl From<proto::Problem> for Finding {
     fn from(problem: proto::Problem) -> Self {
         let proto::Problem { name, found, remedy } = problem;
-        Self::new(name.replace('_', " "), Verdict::Degraded, found, remedy)
+        Self::new(name.replace('_', " "), CheckVerdict::Degraded, found, remedy)
     }
 }
 
@@ -247,7 +247,7 @@ fn controllers(subtree: &Subtree) -> Option<Finding> {
     } else {
         Finding::new(
             NAME,
-            Verdict::Degraded,
+            CheckVerdict::Degraded,
             format!("no {} in cgroup v2: limits cannot be verified", missing.join(" and ")),
             "use cgroup v2 for all controllers: boot with systemd.unified_cgroup_hierarchy=1",
         )
@@ -263,14 +263,14 @@ fn pinned(config: &Config) -> Finding {
         Ok(sets) => sets,
         Err(error) => {
             let Advised { found, remedy, .. } = (&error).into();
-            let verdict = if config.pin { Verdict::Degraded } else { Verdict::Unknown };
+            let verdict = if config.pin { CheckVerdict::Degraded } else { CheckVerdict::Unknown };
             return Finding::new(NAME, verdict, found, remedy.unwrap_or("run with sudo"));
         }
     };
     let path = |name: &String| directory.join(name).display().to_string();
     if let Some((name, flaw)) = sets.iter().find_map(|(name, flaw)| Some((name, (*flaw)?))) {
         let remedy = "the next daemon replaces it; or remove it with `kwitness uninstall-pins`";
-        return Finding::new(NAME, Verdict::Degraded, format!("{}: {flaw}", path(name)), remedy);
+        return Finding::new(NAME, CheckVerdict::Degraded, format!("{}: {flaw}", path(name)), remedy);
     }
     let kept = match sets.first() {
         Some((name, _)) => path(name),
@@ -411,7 +411,7 @@ mod tests {
             kernel: "6.18.1".into(),
             checks: vec![
                 Finding::good("BTF", "/sys/kernel/btf/vmlinux"),
-                Finding::new("bpffs", Verdict::Degraded, "not mounted", "mount it"),
+                Finding::new("bpffs", CheckVerdict::Degraded, "not mounted", "mount it"),
             ],
             capabilities: vec![
                 proto::Capability {
@@ -450,7 +450,7 @@ mod tests {
             healthy: false,
             daemon: false,
             kernel: "6.18.1".into(),
-            checks: vec![Finding::new(PRIVILEGES, Verdict::Fatal, "missing CAP_BPF", "run as root")],
+            checks: vec![Finding::new(PRIVILEGES, CheckVerdict::Fatal, "missing CAP_BPF", "run as root")],
             capabilities: Vec::new(),
             privileges: Vec::new(),
         };
@@ -470,7 +470,7 @@ mod tests {
             healthy: true,
             daemon: true,
             kernel: "6.18.1".into(),
-            checks: vec![Finding::new("tracefs", Verdict::Degraded, "not mounted", "mount it")],
+            checks: vec![Finding::new("tracefs", CheckVerdict::Degraded, "not mounted", "mount it")],
             capabilities: vec![capability("a", &[]), capability("b", &["c"]), capability("", &["d"])],
             privileges: Vec::new(),
         };

@@ -135,7 +135,7 @@ impl Guard {
     }
 }
 
-/// Who is asked for raises.
+/// Who makes the raises.
 async fn raiser(options: &Guard) -> anyhow::Result<Raiser> {
     #[cfg(feature = "kubernetes")]
     if options.uses_kubernetes() {

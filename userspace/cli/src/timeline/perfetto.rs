@@ -2,7 +2,8 @@
 //!
 //! Protobuf, and not the older JSON format, because a trace then has clocks: its times are `CLOCK_BOOTTIME`, as in traces of the
 //! kernel and of other programs, which can be merged with it by concatenation: its tracks and its sequence have numbers of their own.
-//! Tracks can also be nested, and have exact nanoseconds. The messages are the few that are needed, with the field numbers of `protos/perfetto/trace` in Perfetto's sources.
+//! Tracks can also be nested, and have exact nanoseconds. The messages are the few that are needed, with the field numbers of
+//! `protos/perfetto/trace` in Perfetto's sources.
 
 use kwitness_api::text::escape;
 use prost::Message;

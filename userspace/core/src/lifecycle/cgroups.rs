@@ -239,7 +239,7 @@ impl Cgroups {
         self.all.get(&id)?.container()
     }
 
-    /// Likewise.
+    /// The subject of that container.
     pub(super) fn subject(&self, id: CgroupId) -> Option<&Arc<Subject>> {
         Some(&self.container(id)?.subject)
     }

@@ -194,9 +194,9 @@ pub struct Gap {
     /// [`GapCause::AgentDown`] only: the capabilities that recorded nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
-    /// Not before.
+    /// No record was lost before this time.
     pub from: KernelTime,
-    /// Not after.
+    /// No record was lost after this time.
     pub to: KernelTime,
     /// [`GapCause::CgroupUnreadable`] only: the cgroup's path from the root of the hierarchy.
     #[serde(default, skip_serializing_if = "Option::is_none")]

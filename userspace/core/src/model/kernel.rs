@@ -150,7 +150,7 @@ pub struct LimitWrite {
     pub writer: Caller,
     /// When it began.
     pub began: Option<KernelTime>,
-    /// Who saw it.
+    /// The hook that recorded it.
     pub seen_by: WriteHook,
 }
 
@@ -162,7 +162,7 @@ pub enum WritePhase {
     Began,
     /// It has returned.
     Returned {
-        /// With what.
+        /// The kernel's result.
         result: WriteResult,
         /// When; none: by the time of the record at the latest.
         at: Option<KernelTime>,

@@ -72,7 +72,7 @@ pub struct LimitChange {
 pub struct SeenWrite {
     /// What was written.
     pub value: Option<WrittenValue>,
-    /// By whom.
+    /// The process that wrote it.
     pub writer: Caller,
     /// The path of the writer's cgroup, if it is known.
     pub writer_cgroup: Option<Arc<str>>,

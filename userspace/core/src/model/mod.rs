@@ -2,8 +2,8 @@
 //! usage, desired limits and the evidence for a verdict.
 //!
 //! A leaf: nothing here depends on another module of the crate, and nothing decides anything but parsing, printing and
-//! comparing a value. The machines ([`crate::lifecycle`], [`crate::limits`], [`crate::pressure`], [`crate::verdicts`]) share these types and do
-//! not import each other's.
+//! comparing a value. The machines ([`crate::lifecycle`], [`crate::limits`], [`crate::pressure`], [`crate::verdicts`]) share
+//! these types and do not import each other's.
 
 mod container;
 mod event;

@@ -28,7 +28,7 @@ pub enum Observation {
     Runtime {
         /// When the answer came.
         at: KernelTime,
-        /// Of whom.
+        /// The container that was queried.
         container: ContainerId,
         /// What; none: the runtime does not know it, and will not be queried again.
         facts: Option<Arc<RuntimeFacts>>,
@@ -86,7 +86,7 @@ pub enum Observation {
     },
     /// Time passed: what was kept for a while may go.
     Tick {
-        /// Now.
+        /// The time of the tick.
         at: KernelTime,
     },
 }
@@ -94,9 +94,9 @@ pub enum Observation {
 /// Records were lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
-    /// Not before.
+    /// Nothing was lost before this time.
     pub from: KernelTime,
-    /// Not after.
+    /// Nothing was lost after this time.
     pub to: KernelTime,
     /// Why they were lost.
     pub cause: GapCause,
@@ -254,7 +254,7 @@ pub enum Action {
 pub struct Output {
     /// To be reported, in this order.
     pub events: Vec<Event>,
-    /// To be done.
+    /// Actions for the engine, in this order.
     pub actions: Vec<Action>,
 }
 

@@ -179,7 +179,7 @@ pub struct Pressure {
     pub limit: Bound,
     /// In percent of the limit.
     pub threshold: u8,
-    /// Which way.
+    /// Whether usage rose above the threshold or fell below it.
     pub direction: Direction,
     /// See [`MemorySample::fill_rate`].
     pub fill_rate: Option<i64>,

@@ -39,7 +39,7 @@ pub enum Problem {
     },
     /// What fanotify has to say of limit writes cannot be read: some are lost.
     LimitWritesUnread {
-        /// Why not.
+        /// The error of the read.
         error: Arc<str>,
     },
     /// The runtime says that this container is of another pod than its cgroup's path does: it is not given the runtime's names.

@@ -95,7 +95,7 @@ pub enum VerdictScope {
     Container(ContainerId),
     /// A pod's, and those of all its containers.
     Pod(PodUid),
-    /// All pods'.
+    /// The containers of all pods, and the pods' own limits.
     All,
 }
 
@@ -126,9 +126,9 @@ pub struct DesiredLimit {
 /// A time in which requests to the container runtime were not observed: no daemon ran, none had begun to, or the CRI proxy missed them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unobserved {
-    /// Since then.
+    /// The beginning.
     pub from: KernelTime,
-    /// Until then.
+    /// The end.
     pub to: KernelTime,
 }
 
@@ -215,7 +215,7 @@ pub enum Requester {
 /// What was gathered to judge one limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
-    /// For whom.
+    /// Whether the node or a client wants the verdict.
     pub requester: Requester,
     /// The time.
     pub at: KernelTime,
@@ -289,7 +289,7 @@ pub enum Verdict {
     },
     /// The OOM killer struck since the write of it began.
     Killed {
-        /// How often.
+        /// Number of OOM kills.
         kills: u64,
     },
     /// It was in force, and something else was written since.

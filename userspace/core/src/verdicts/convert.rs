@@ -1,7 +1,7 @@
 //! From desired limits to what the files should say: the conversions of the kubelet and of the container runtimes, and
 //! how far a file may differ without being wrong. All of them stand here, each with its source.
 //!
-//! | Asked for | The file says | Source |
+//! | Desired | The file says | Source |
 //! |---|---|---|
 //! | CPU limit, mCPU | quota = mCPU * period / 1000, at least 1000 µs | kubelet `pkg/kubelet/cm/helpers_linux.go`, `MilliCPUToQuota`, `MinQuotaPeriod`; the kernel's `min_cfs_quota_period` (`kernel/sched/core.c`) |
 //! | | or that, rounded up to 1 % of a CPU: 10 ms in a second | opencontainers/cgroups `systemd/v2.go`, `addCPUQuota`: systemd's `CPUQuotaPerSecUSec` |

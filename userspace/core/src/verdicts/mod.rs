@@ -66,7 +66,7 @@ pub struct Case<'a> {
     pub kills: Option<u64>,
     /// Until then, what is not yet so may still become so; none: no longer.
     pub deadline: Option<KernelTime>,
-    /// Now.
+    /// The time of the judgement.
     pub now: KernelTime,
     /// The kernel's page size in bytes.
     pub page: u64,

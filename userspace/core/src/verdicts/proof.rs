@@ -38,9 +38,9 @@ pub struct Interval {
     pub from: KernelTime,
     /// When it ended.
     pub to: KernelTime,
-    /// The counters then.
+    /// The counters of the first look.
     pub first: UsageCounters,
-    /// And then.
+    /// The counters of the last look.
     pub last: UsageCounters,
     /// The least of `memory.current`, and the most, over all looks; none: it could not be read.
     pub memory: Option<(u64, u64)>,

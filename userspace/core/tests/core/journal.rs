@@ -197,11 +197,11 @@ proptest! {
                         let mut without_name = of.iter().find(|(owner, _)| owner.is_none()).map_or(0, |(_, count)| *count);
                         for owner in 'a'..'m' {
                             let real = lost.iter().filter(|(of, _)| *of == owner).count() as u64;
-                            let told = of.iter().find(|(of, _)| *of == Some(owner)).map_or(0, |(_, count)| *count);
-                            prop_assert!(real <= told + without_name, "{} of {}: {:?}", real, owner, of);
+                            let reported = of.iter().find(|(of, _)| *of == Some(owner)).map_or(0, |(_, count)| *count);
+                            prop_assert!(real <= reported + without_name, "{} of {}: {:?}", real, owner, of);
                             if whole {
-                                prop_assert!(told <= real);
-                                without_name -= real - told;
+                                prop_assert!(reported <= real);
+                                without_name -= real - reported;
                             }
                         }
                         next = last + 1;

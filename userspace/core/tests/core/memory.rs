@@ -404,6 +404,25 @@ fn requests_that_are_forgotten_are_a_gap_of_their_containers() {
 }
 
 #[test]
+fn what_more_containers_lose_than_are_distinguished_is_reported_without_their_names() {
+    const DISTINGUISHED: u64 = 64;
+    let mut node = Node::new();
+    let containers = 100..100 + DISTINGUISHED + 6;
+    containers.clone().for_each(|container| node.mkdir(container));
+    node.events();
+    let ids: Vec<_> = containers.clone().map(container_id).collect();
+    node.machine.forgot_requests(KernelTime(node.now), &ids);
+    node.machine.forgot_requests(KernelTime(node.now), &ids);
+    tick(&mut node);
+    let now = node.now;
+    let gap = |count: u64, whose: &str| {
+        format!("{now} gap CapacityExceeded {{\"cri_request\": {count}}} (daemon){whose}")
+    };
+    let named = containers.take(DISTINGUISHED as usize).map(|container| gap(2, &format!(" {container}")));
+    assert_eq!(node.events(), [gap(12, "")].into_iter().chain(named).collect::<Vec<_>>());
+}
+
+#[test]
 fn records_of_one_unknown_cgroup_leave_room_for_those_of_another() {
     let mut node = Node::with(Bounds { parked: 20, ..Bounds::default() });
     node.lose(node.now, node.now);

@@ -67,8 +67,10 @@ fn after_a_loss_of_limit_writes_the_limits_of_all_are_read() {
     assert!(events.iter().any(|line| line.contains("resynced")), "{events:?}");
     actions.extend(observe(Observation::LimitsRead(answer(8))).1);
     let is_read = |cgroup: u64| {
-        let of_it = |action: &Action| matches!(action, Action::ReadLimits(read) if read.cgroup == CgroupId(cgroup) && read.limit_file.is_none());
-        actions.iter().any(of_it)
+        actions.iter().any(|action| match action {
+            Action::ReadLimits(read) => read.cgroup == CgroupId(cgroup) && read.limit_file.is_none(),
+            _ => false,
+        })
     };
     assert!(is_read(POD) && is_read(7) && is_read(8), "{actions:?}");
 }

@@ -19,8 +19,8 @@
 //!
 //! In every state both sources are tried again and again, the runtime only where the daemon is not followed. A client's stream stays
 //! open whatever comes and goes behind it; a kubelet gives up events for good after five streams that ended. It is ended where the
-//! kubelet must not rely on it: when no source has events for a while, which the kubelet then learns as it does without a proxy, or when this
-//! client does not read.
+//! kubelet must not rely on it: when no source has events for a while, which the kubelet then learns as it does without a proxy,
+//! or when this client does not read.
 //!
 //! Owns the choice of source and the memory of forwarded events, and knows which of them a connection was sent. Never makes up an
 //! event, never delays a source.

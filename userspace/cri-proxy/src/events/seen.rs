@@ -26,7 +26,7 @@ pub struct EventName {
 /// Whether an event was forwarded before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dedup {
-    /// It was not.
+    /// The event was not forwarded before.
     New,
     /// It was, from whichever source.
     Duplicate,
@@ -34,7 +34,7 @@ pub enum Dedup {
     Undecodable,
 }
 
-/// The memory.
+/// The events that were forwarded.
 #[derive(Debug, Default)]
 pub struct Seen {
     containers: HashMap<Arc<[u8]>, Forwarded>,

@@ -134,7 +134,7 @@ impl Subscribers {
     /// Queues an event for every client; returns how many overflowed, whose streams end. Numbers ascend.
     pub fn send(&self, number: u64, event: &Bytes) -> u64 {
         let mut overflowed = 0;
-        // Nobody waits for this change.
+        // No task waits for this change.
         self.all.send_if_modified(|all| {
             all.last = number;
             overflowed = Self::queue(&all.subscribers, number, event);
@@ -392,7 +392,7 @@ mod tests {
         waiting.await.unwrap();
         all.send(4, &Bytes::from_static(b"event"));
         all.end_all(&Ok(()));
-        assert!(all.has_taken(ONE, 4), "nobody waits for a stream that has ended");
+        assert!(all.has_taken(ONE, 4), "a stream that has ended is not waited for");
         assert_eq!(all.end_of(ONE, &Ok(())), 0, "it is counted once");
     }
 

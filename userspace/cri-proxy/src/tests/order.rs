@@ -15,7 +15,7 @@ use crate::testing::*;
 const START: &str = "/runtime.v1.RuntimeService/StartContainer";
 const RUN: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
 
-/// A bench with a daemon, and a runtime that starts whatever it is told, but for "bad".
+/// A bench with a daemon, and a runtime that starts whatever is requested, but for "bad".
 struct Node {
     bench: Bench,
     daemon: FakeSource,

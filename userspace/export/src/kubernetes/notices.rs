@@ -62,7 +62,7 @@ pub struct Notice {
 /// What an event is worth.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
-    /// Nothing now.
+    /// No Kubernetes Event follows.
     Nothing,
     /// A Kubernetes Event.
     Notice(Box<Notice>),
@@ -221,8 +221,8 @@ fn found(notice: Option<Notice>) -> Found {
     notice.map_or(Found::Unnamed, |notice| Found::Notice(Box::new(notice)))
 }
 
-/// None if nothing names the pod. Whoever uses the container runtime may name one as he likes, also by what is no name to the API server, or
-/// another path of it.
+/// None if nothing names the pod. Whoever uses the container runtime may name one as he likes, also by what is no name to the API
+/// server, or another path of it.
 fn notice(
     event: &proto::Event,
     reason: &'static str,

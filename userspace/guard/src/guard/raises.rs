@@ -15,8 +15,8 @@ pub(super) struct Raises {
 }
 
 impl Raises {
-    /// Of what an earlier guard has lent: a budget is not had again by a restart. `recorded` is what that one has [recorded](Self::recorded);
-    /// without it, as by guards that did not record it, the count is by the policy's step of now.
+    /// Of what an earlier guard has lent: a budget is not had again by a restart. `recorded` is what that one has
+    /// [recorded](Self::recorded); without it, as by guards that did not record it, the count is by the policy's step of now.
     pub fn inherited(loan: &Loan, recorded: Option<u32>, step: Bytes) -> Self {
         Self { count: recorded.unwrap_or_else(|| loan.raises(step)), open: raise_to_come(loan) }
     }

@@ -20,7 +20,7 @@ use crate::daemon::Container;
 use crate::plan::{Change, Refusal};
 use crate::policy::Bytes;
 
-/// Who is asked for a raise.
+/// Who makes a raise.
 #[derive(Clone, Debug)]
 pub enum Raiser {
     /// The container runtime: for nodes without a kubelet.

@@ -5,7 +5,7 @@ use std::io;
 use kwitness_core::model::CgroupId;
 
 use super::Ancestry;
-use crate::probe::{Life, Listed, TrackedCgroup, Tracker};
+use crate::probe::{Listed, TrackedCgroup, TrackedLife, Tracker};
 
 /// Where the walk adds the cgroups that are to be tracked.
 pub trait Track {
@@ -25,7 +25,7 @@ impl Track for Tracker {
     fn track(&self, id: CgroupId, Ancestry { in_pods, within }: Ancestry) -> io::Result<bool> {
         let container = within.container().map(|container| container.0);
         // Whether it has been started, the core infers from its processes: nothing rests on the kernel side's mark.
-        Tracker::track(self, id.0, TrackedCgroup { life: Life::Unstarted, in_pods, container })
+        Tracker::track(self, id.0, TrackedCgroup { life: TrackedLife::Unstarted, in_pods, container })
     }
 
     fn is_tracked(&self, id: CgroupId) -> bool {

@@ -61,7 +61,7 @@ async fn a_standby_is_ready_and_takes_over_with_all_that_is_left() {
     let Turn::Taken(second) = second.await.unwrap() else { panic!("it was not signalled to stop") };
     assert!(node.is_left() && !node.is_standby());
     end(&node.config, second, Unpin::UnlessStandby).unwrap();
-    assert!(!node.is_left(), "nobody goes on with it");
+    assert!(!node.is_left(), "no daemon goes on with it");
 }
 
 #[tokio::test]
@@ -98,13 +98,13 @@ async fn a_standby_that_is_signalled_to_stop_leaves_the_other_alone() {
 async fn of_two_that_are_signalled_to_stop_the_last_one_cleans_up() {
     let node = Node::new();
     let first = node.instance();
-    let (stop, told) = oneshot::channel::<()>();
-    let mut second = pin!(node.start(async { told.await.unwrap() }));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut second = pin!(node.start(async { stopped.await.unwrap() }));
     assert!(poll!(&mut second).is_pending());
     end(&node.config, first, Unpin::UnlessStandby).unwrap();
     assert!(node.is_left());
     stop.send(()).unwrap();
-    let Turn::Stopped(Some(lock)) = second.await.unwrap() else { panic!("nobody else has the lock") };
+    let Turn::Stopped(Some(lock)) = second.await.unwrap() else { panic!("no other daemon has the lock") };
     end(&node.config, lock, Unpin::UnlessStandby).unwrap();
     assert!(!node.is_left());
 }

@@ -49,7 +49,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Of nothing.
+    /// The memory of a daemon that has observed nothing.
     pub(crate) fn new(bounds: Bounds) -> Self {
         Self {
             node: Node::new(bounds),

@@ -24,7 +24,7 @@ fn client(process: i32) -> Client {
     Origin { peer: Peer { user: Some(0), process: Some(process) }, ..Origin::default() }.into()
 }
 
-/// All turns of looks at so many containers that nobody has.
+/// All turns of looks at so many containers that are free.
 fn all(turns: &Turns, containers: usize) -> Vec<Turn> {
     std::iter::from_fn(|| turns.take(client(1), containers).now_or_never().flatten()).collect()
 }

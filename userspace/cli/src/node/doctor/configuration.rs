@@ -1,7 +1,7 @@
 //! Whose configuration the doctor judges by: a running daemon's, or that of a daemon that would be started here.
 
 use kwitness_agent::config::{Config, DEFAULT_FILE};
-use kwitness_agent::probe::environment::Verdict;
+use kwitness_agent::probe::environment::CheckVerdict;
 use kwitness_api::proto;
 
 use super::Finding;
@@ -24,7 +24,7 @@ pub(super) fn judged(own: Config, status: Option<&proto::StatusResponse>) -> (Co
             let found =
                 format!("{}; the daemon, of release {}, may have another", own_file(), status.version);
             let remedy = "pass the daemon's file with --config, or restart the daemon with this release";
-            (own, Finding::new(NAME, Verdict::Unknown, found, remedy))
+            (own, Finding::new(NAME, CheckVerdict::Unknown, found, remedy))
         }
         Some(status) => {
             let file = status.config_file.as_deref().unwrap_or("defaults, no file");

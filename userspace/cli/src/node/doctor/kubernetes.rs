@@ -1,6 +1,6 @@
 //! What the doctor finds of the daemon's watch of the Kubernetes API.
 
-use kwitness_agent::probe::environment::Verdict;
+use kwitness_agent::probe::environment::CheckVerdict;
 use kwitness_api::proto;
 use kwitness_api::proto::KubernetesFailure;
 
@@ -15,19 +15,19 @@ pub(super) fn watch(status: &proto::KubernetesStatus) -> Finding {
     match (status.connected, *pods, *not_stored) {
         (true, 0, 0) => Finding::new(
             NAME,
-            Verdict::Degraded,
+            CheckVerdict::Degraded,
             format!("{server} has no pod of the node \"{node_name}\""),
             "set node.name to the node's name in the API",
         ),
         (true, pods, 0) => Finding::good(NAME, format!("watching {pods} pods at {server}: {cost}")),
         (true, pods, count) => Finding::new(
             NAME,
-            Verdict::Degraded,
+            CheckVerdict::Degraded,
             format!("watching {pods} pods at {server}; {count} were not stored: {cost}"),
             "see kubernetes_pods_refused and kubernetes_objects_malformed in `kwitness status -o wide`",
         ),
         (false, ..) if error.is_empty() => Finding::good(NAME, "the daemon is connecting"),
-        (false, ..) => Finding::new(NAME, Verdict::Degraded, error.as_str(), remedy(status.failure())),
+        (false, ..) => Finding::new(NAME, CheckVerdict::Degraded, error.as_str(), remedy(status.failure())),
     }
 }
 

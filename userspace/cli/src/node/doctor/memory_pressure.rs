@@ -4,7 +4,7 @@ use kwitness_agent::cgroupfs::CgroupFs;
 use kwitness_agent::config::Config;
 use kwitness_agent::pressure::MemoryFiles;
 use kwitness_agent::probe::capability::MEMORY_CHARGES;
-use kwitness_agent::probe::environment::Verdict;
+use kwitness_agent::probe::environment::CheckVerdict;
 use kwitness_agent::probe::error_chain;
 use kwitness_api::proto;
 
@@ -24,7 +24,7 @@ pub(super) fn finding(config: &Config, capabilities: &[proto::Capability]) -> Op
         }
         Err(error) => Finding::new(
             NAME,
-            Verdict::Degraded,
+            CheckVerdict::Degraded,
             format!("{}: it is not reported", error_chain(&error)),
             "boot without cgroup_disable=memory, or give the container the host's /sys/fs/cgroup",
         ),

@@ -4,7 +4,7 @@ use kwitness_agent::cgroupfs::{CgroupFs, Subtree};
 use kwitness_agent::config::Config;
 use kwitness_agent::namespaces::PidNamespace;
 use kwitness_agent::probe::Settings;
-use kwitness_agent::probe::environment::Verdict;
+use kwitness_agent::probe::environment::CheckVerdict;
 
 use super::Finding;
 
@@ -19,7 +19,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
             // The remedy follows the semicolon.
             let text = error.to_string();
             let (found, remedy) = text.split_once("; ").unwrap_or((&text, "see above"));
-            vec![Finding::new(CGROUPS, Verdict::Fatal, found, remedy)]
+            vec![Finding::new(CGROUPS, CheckVerdict::Fatal, found, remedy)]
         }
     }
 }
@@ -49,7 +49,7 @@ fn pid_namespace(cgroups: &CgroupFs, any: bool) -> Finding {
         Ok(PidNamespace::Host) => Finding::good(PIDS, "the host's"),
         Ok(PidNamespace::Node(_)) => Finding::good(PIDS, "the node's: the node is a container"),
         Err(error) => {
-            let verdict = if any { Verdict::Degraded } else { Verdict::Fatal };
+            let verdict = if any { CheckVerdict::Degraded } else { CheckVerdict::Fatal };
             let remedy = format!("{}; or set kernel.pid_namespace to \"any\"", error.remedy());
             Finding::new(PIDS, verdict, error.to_string(), remedy)
         }

@@ -1,6 +1,6 @@
 //! What the doctor says of the privileges that a running daemon holds.
 
-use kwitness_agent::probe::environment::Verdict;
+use kwitness_agent::probe::environment::CheckVerdict;
 use kwitness_api::proto;
 
 use super::{Finding, PRIVILEGES};
@@ -16,7 +16,7 @@ pub(super) fn finding(held: &[proto::Privilege]) -> Option<Finding> {
     } else {
         Finding::new(
             PRIVILEGES,
-            Verdict::Degraded,
+            CheckVerdict::Degraded,
             "the daemon has no CAP_SYS_PTRACE: containers that ran before it have no main process, and stop for an unknown \
              reason",
             "grant it (the chart: capabilities.sysPtrace); in a pod with hostPID it is root on the node, see SECURITY.md",

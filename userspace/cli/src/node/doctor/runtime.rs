@@ -1,7 +1,7 @@
 //! What the doctor says of the container runtime.
 
 use kwitness_agent::config::RuntimeChoice;
-use kwitness_agent::probe::environment::Verdict;
+use kwitness_agent::probe::environment::CheckVerdict;
 use kwitness_api::proto;
 use kwitness_cri::find_socket;
 
@@ -16,9 +16,9 @@ pub(super) fn of_daemon(status: &proto::RuntimeStatus) -> Finding {
     let proto::RuntimeStatus { endpoint, name, version, error, .. } = status;
     match (endpoint.as_str(), error.as_str()) {
         ("", "") => Finding::good(NAME, "not used (runtime.endpoint is \"none\")"),
-        ("", error) => Finding::new(NAME, Verdict::Degraded, error, REMEDY),
+        ("", error) => Finding::new(NAME, CheckVerdict::Degraded, error, REMEDY),
         (endpoint, "") => Finding::good(NAME, format!("{name} {version} at {endpoint}")),
-        (_, error) => Finding::new(NAME, Verdict::Degraded, format!("{endpoint}: {error}"), REMEDY),
+        (_, error) => Finding::new(NAME, CheckVerdict::Degraded, format!("{endpoint}: {error}"), REMEDY),
     }
 }
 
@@ -33,7 +33,7 @@ pub(super) fn found(choice: &RuntimeChoice) -> Finding {
         Some(path) => Finding::good(NAME, path.display().to_string()),
         None => Finding::new(
             NAME,
-            Verdict::Degraded,
+            CheckVerdict::Degraded,
             "no socket of a container runtime: names of pods and containers stay unknown",
             REMEDY,
         ),
