@@ -219,6 +219,12 @@ pub async fn wait_ended(what: &str, pid: u32) -> Result<()> {
     wait_for(what, LIMIT, async || Ok(matches!(state(pid), None | Some('Z' | 'X')).then_some(()))).await
 }
 
+/// Waits until a process is stopped.
+pub async fn wait_stopped(pid: u32) -> Result<()> {
+    let what = format!("process {pid} to stop");
+    wait_for(&what, LIMIT, async || Ok((is_stopped(pid) == Some(true)).then_some(()))).await
+}
+
 /// Waits until a process is not stopped, or gone.
 pub async fn wait_continued(pid: u32) -> Result<()> {
     let what = format!("process {pid} to be continued");

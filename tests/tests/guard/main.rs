@@ -52,6 +52,7 @@ fn main() -> Result<()> {
         stopped::both => "what_two_killed_processes_leave_stopped_the_next_guard_continues",
         stopped::paused => "a_guard_that_is_stopped_leaves_nothing_stopped",
         returned::after_a_quiet_time => "what_was_raised_is_given_back_after_a_quiet_time",
+        stopped::debugged => "a_held_process_that_a_debugger_attaches_to_runs_when_it_detaches",
     ];
     let long = rows![
         several::processes => "several_processes_of_a_container_are_held_and_continued",

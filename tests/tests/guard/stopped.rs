@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use kwitness_api::proto::Event;
 use kwitness_api::proto::event::Kind;
 use kwitness_tests::cgroup::TestCgroup;
-use kwitness_tests::guard::{is_stopped, wait_continued, wait_ended};
+use kwitness_tests::guard::{is_stopped, wait_continued, wait_ended, wait_stopped};
 use kwitness_tests::hog::{self, POD};
 use kwitness_tests::prelude::*;
 use kwitness_tests::process::{cgroup_path, signal};
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 /// How long a container may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -160,6 +163,24 @@ pub(crate) async fn killed_meanwhile(ctx: &Testbed<'_>) -> Result<()> {
     .await
 }
 
+/// A debugger attaches to what is held. The hold ends nevertheless, and when the debugger detaches the process runs: until its memory is
+/// used up, for the guard has ended, too.
+pub(crate) async fn debugged(ctx: &Testbed<'_>) -> Result<()> {
+    scene(ctx, LONG, async |guard, _| {
+        let held = held(&guard).await?;
+        let pid = Pid::from_raw(held.pid.cast_signed());
+        // The tracer is this thread.
+        ptrace::seize(pid, ptrace::Options::empty()).context("attach to the held process")?;
+        // Had it been continued before that, there were no such report.
+        let seen = waitpid(pid, Some(WaitPidFlag::WNOHANG)).context("see it stopped")?;
+        ensure!(matches!(seen, WaitStatus::PtraceEvent(_, Signal::SIGSTOP, _)), "not held: {seen:?}");
+        guard.stop()?;
+        ptrace::detach(pid, None).context("detach from the process")?;
+        wait_ended("the end of a process that was held", held.pid).await
+    })
+    .await
+}
+
 /// The container is frozen meanwhile: what is thawed is not stopped any more.
 pub(crate) async fn frozen(ctx: &Testbed<'_>) -> Result<()> {
     scene(ctx, SHORT, async |guard, _| {
@@ -186,10 +207,7 @@ pub(crate) async fn both(ctx: &Testbed<'_>) -> Result<()> {
         // While both are stopped, neither sees the other's end. The watchdog is killed first: the kernel continues a stopped process
         // whose group is orphaned by its parent's end.
         signal(watchdog, Signal::SIGSTOP)?;
-        wait_for("the watchdog to stop", READY_LIMIT, async || {
-            Ok((is_stopped(watchdog) == Some(true)).then_some(()))
-        })
-        .await?;
+        wait_stopped(watchdog).await?;
         let paused = guard.pause()?;
         signal(watchdog, Signal::SIGKILL)?;
         guard.kill()?;
@@ -227,10 +245,8 @@ impl Stopped {
 async fn held(guard: &Guard) -> Result<Stopped> {
     let pid = guard.wait_held().await?;
     // It is recorded before it is stopped.
-    wait_for(&format!("process {pid} to stop"), READY_LIMIT, async || {
-        Ok((is_stopped(pid) == Some(true)).then_some(Stopped { pid, seen: Instant::now() }))
-    })
-    .await
+    wait_stopped(pid).await?;
+    Ok(Stopped { pid, seen: Instant::now() })
 }
 
 /// What a hold must find: looked up before it begins, for it lasts ten seconds at most.
