@@ -64,11 +64,10 @@ pub struct Piped {
 }
 
 impl Piped {
-    /// Starts it, and waits until the guard has armed its container.
-    pub async fn start(node: &Node, pod: &Pod, name: &str, guard: &Guard) -> Result<Self> {
+    /// Starts it, and waits until it can be filled.
+    pub async fn start(node: &Node, pod: &Pod, name: &str) -> Result<Self> {
         let out = Out::make()?;
         let id = node.run(pod, &limited(name, KEEP, &out)).await?;
-        guard.wait_armed(1).await?;
         out.wait("gate", READY_LIMIT).await?;
         Ok(Self { id, out })
     }

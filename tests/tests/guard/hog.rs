@@ -30,7 +30,8 @@ pub(crate) async fn finishes(ctx: &Testbed<'_>) -> Result<()> {
 /// The hog is PID 1 of its pid namespace.
 pub(crate) async fn first_process(ctx: &Testbed<'_>) -> Result<()> {
     with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
-        let piped = Piped::start(node, pod, "first", guard).await?;
+        let piped = Piped::start(node, pod, "first").await?;
+        guard.wait_armed(1).await?;
         let pid = node.pid(&piped.id).await?;
         let mut filler = piped.fill()?;
         let ended = node.wait_exited(&piped.id).await?;

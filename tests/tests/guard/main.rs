@@ -4,6 +4,7 @@
 
 mod brake;
 mod hog;
+mod late;
 mod refused;
 mod returned;
 mod scene;
@@ -53,6 +54,7 @@ fn main() -> Result<()> {
         stopped::paused => "a_guard_that_is_stopped_leaves_nothing_stopped",
         returned::after_a_quiet_time => "what_was_raised_is_given_back_after_a_quiet_time",
         stopped::debugged => "a_held_process_that_a_debugger_attaches_to_runs_when_it_detaches",
+        late::continued => "a_held_process_that_another_one_continues_is_slowed_down_until_its_raise_comes",
     ];
     let long = rows![
         several::processes => "several_processes_of_a_container_are_held_and_continued",

@@ -146,7 +146,8 @@ async fn finishes(ctx: &Testbed<'_>, line: &str, mounts: Vec<(String, String)>) 
 /// A debugger must see the process as it left it: this test traces the hog, which therefore is OOM-killed.
 pub(crate) async fn traced(ctx: &Testbed<'_>) -> Result<()> {
     with_guard(ctx, POLICY, async |&Scene { node, guard, pod, .. }| {
-        let piped = Piped::start(node, pod, "traced", guard).await?;
+        let piped = Piped::start(node, pod, "traced").await?;
+        guard.wait_armed(1).await?;
         let pid = Pid::from_raw(node.pid(&piped.id).await?.cast_signed());
         ptrace::seize(pid, ptrace::Options::empty()).context("trace the hog")?;
         let mut filler = piped.fill()?;
