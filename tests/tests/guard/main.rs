@@ -55,6 +55,7 @@ fn main() -> Result<()> {
         returned::after_a_quiet_time => "what_was_raised_is_given_back_after_a_quiet_time",
         stopped::debugged => "a_held_process_that_a_debugger_attaches_to_runs_when_it_detaches",
         late::continued => "a_held_process_that_another_one_continues_is_slowed_down_until_its_raise_comes",
+        late::lost => "a_raise_whose_answer_is_lost_is_found_and_reported_once",
     ];
     let long = rows![
         several::processes => "several_processes_of_a_container_are_held_and_continued",

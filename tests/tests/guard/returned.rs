@@ -11,7 +11,7 @@ use kwitness_tests::prelude::*;
 use crate::scene::{Scene, with_guard};
 
 /// [`LIMIT`] after one raise by [`POLICY`], and after two.
-const RAISED: u64 = 128 << 20;
+pub(crate) const RAISED: u64 = 128 << 20;
 const RAISED_AGAIN: u64 = 224 << 20;
 /// How long the guard may take to report to a daemon that is back, in an emulated guest.
 const WAIT: Duration = Duration::from_secs(180);
