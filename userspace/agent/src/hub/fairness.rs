@@ -114,11 +114,11 @@ async fn what_was_given_up_right_before_the_names_were_known_is_one_gap() {
     let (unnamed, named) = (subject(2, None), subject(2, Some(facts("prod", "web", "nginx"))));
     let web = async |seq| {
         let events = replay(&hub, seq, of_pods(&["web"])).await;
-        let told = gaps(&events).into_iter().map(|(of, gap)| {
+        let found = gaps(&events).into_iter().map(|(of, gap)| {
             assert_eq!((of, gap.cause()), (id(&named), proto::GapCause::ReplayExpired));
             (gap.first_seq.unwrap(), gap.last_seq.unwrap(), gap.lost["event"])
         });
-        (told.collect::<Vec<_>>(), numbers(&events))
+        (found.collect::<Vec<_>>(), numbers(&events))
     };
     let kept = |given_up: u64, first| (given_up..=given_up).chain(first..first + 1023).collect::<Vec<_>>();
     let quiet = subject(1, Some(facts("prod", "db", "postgres")));

@@ -141,10 +141,10 @@ impl Watcher {
         }
         let gone = self.hub.window.look(|_, names| names.gone(of));
         // Where events with the names were given up, the gap in their place stands for those before, too.
-        let is_told_late = |gone: &Gone| {
+        let comes_after_names = |gone: &Gone| {
             gone.named.is_none() || self.missed.is_some_and(|missed| is_named_in(gone, &missed))
         };
-        let gone = gone.filter(is_told_late).and_then(|gone| self.owed(gone, subject));
+        let gone = gone.filter(comes_after_names).and_then(|gone| self.owed(gone, subject));
         if let Some(gone) = gone.filter(|gone| !found_all && gone.first < start) {
             (start, at) = (gone.first, None);
         }
